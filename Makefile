@@ -1,0 +1,39 @@
+# Everything a person or CI does here. A fresh machine needs Python 3.11 and make, nothing else.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+
+.PHONY: demo test lint bench docs-check clean
+
+# One stamp: made anew only when the requirements or the pins change.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "Convoy needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.11 ..." % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/convoy train --config examples/demo.toml
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_docs.py
+
+docs-check: $(READY)
+	$(BIN)/python tools/check_docs.py
+
+bench: $(READY)
+	$(BIN)/python benchmarks/vs_ddp.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/kills.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

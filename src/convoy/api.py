@@ -1,0 +1,236 @@
+"""Convoy from Python.
+
+import convoy
+
+result = convoy.train(network="cifar10-quick", dataset="cifar10", workers=2, epochs=10)
+result = convoy.train(network=MyNet, dataset=(train_set, test_set), strategy="averaging",
+                      average_every=16)
+print(result.test_accuracy, result.images_per_s)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from convoy import networks, report
+from convoy.datasets import open_dataset
+from convoy.doctor import Check, DoctorOptions, examine
+from convoy.errors import CheckpointError, UsageError
+from convoy.runtime import torchrun
+from convoy.runtime.evaluation import evaluate as judge
+from convoy.runtime.formation import Job
+from convoy.runtime.observer import LogObserver, Observer
+from convoy.runtime.results import RunResult
+from convoy.runtime.run import run_with_crew
+from convoy.runtime.run_folder import open_run_folder, read_settings
+from convoy.runtime.settings import TrainSettings, read_config, settings_from
+from convoy.runtime.training import DTYPES
+from convoy.strategies import make_strategy
+
+FIXED_ON_RESUME = ("network", "data", "seed", "batch_size", "optimizer", "precision")
+"""What a run cannot change half-way and still be one run."""
+GIVEN_IN_PYTHON = "python:"
+"""How run.toml marks a network or data set that no name stands for."""
+
+Network = str | nn.Module | Callable[..., nn.Module]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A saved network judged on a test set."""
+
+    run: str
+    network: str
+    dataset: str
+    samples: int
+    accuracy: float
+    loss: float
+    class_names: list[str]
+    confusion: list[list[int]]
+    """[true class][predicted class]: samples."""
+
+
+def train(
+    network: Network | None = None,
+    dataset: Any = None,
+    strategy: str | None = None,
+    workers: int | None = None,
+    *,
+    config: str | Path | None = None,
+    resume: str | Path | None = None,
+    observer: Observer | None = None,
+    verbose: bool = False,
+    **options: Any,
+) -> RunResult | None:
+    """Train a network and leave a run folder; returns what result.json holds.
+
+    Ranks are Ray actors. Under torchrun this process becomes one of its ranks instead, and only
+    rank 0 returns a result; the others return None.
+
+    Args:
+        network: a name (`convoy.networks.names()`), `package.module:function`, an nn.Module, or
+            a function that builds one. One defined in a script or notebook travels by value.
+        dataset: a name (`convoy.datasets.names()`), or a pair of torch data sets.
+        strategy: a name out of `convoy.strategies.STRATEGIES`.
+        workers: local ranks.
+        config: a TOML file of options; those given here win.
+        resume: a run folder to go on with.
+        observer: is told what happens; by default messages go to logging's "convoy".
+        verbose: let Ray's own messages through.
+        options: the fields of `TrainSettings` and of the strategy.
+
+    Raises:
+        ConvoyError: see `convoy.errors`.
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint is kept.
+    """
+    given = {"strategy": strategy, "workers": workers, "resume": resume}
+    values = {name: value for name, value in given.items() if value is not None} | options
+    if network is not None:
+        values["network"] = _label(network)
+    if dataset is not None:
+        values["data"] = _label(dataset)
+    settings = resolve_settings(values, config=Path(config) if config else None)
+    job = Job(
+        settings=settings,
+        strategy=make_strategy(settings.strategy, settings.strategy_options),
+        network=_thing(network, settings.network, "network"),
+        dataset=_thing(dataset, settings.data, "dataset"),
+    )
+    watching = observer or LogObserver()
+    if torchrun.is_present():
+        result = torchrun.run(job, watching)
+    else:
+        result = run_with_crew(job, watching, verbose=verbose)
+    if result is not None:
+        report.draw_run(result.folder)
+    return result
+
+
+def resolve_settings(values: Mapping[str, Any], *, config: Path | None) -> TrainSettings:
+    """Settings from what was given explicitly, a config file, and the run that is resumed.
+
+    Raises:
+        UsageError: something that a resumed run cannot change, is changed.
+    """
+    from_file = read_config(config) if config else {}
+    if config is not None:
+        settings_from(from_file, source=str(config))  # so that errors name the file
+    merged = {**from_file, **values}
+    resume = merged.get("resume")
+    if resume is None:
+        return settings_from(merged, source="the options")
+    folder = open_run_folder(Path(resume))
+    before = read_config(folder.settings)
+    for name in FIXED_ON_RESUME:
+        if name in merged and merged[name] != getattr(read_settings(folder), name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} {merged[name]} differs from the "
+                f"{getattr(read_settings(folder), name)} that {resume} was started with; a "
+                "resumed run keeps it. Leave it out, or start a new run"
+            )
+    for one, other in (("epochs", "steps"), ("workers", "cluster")):
+        for new, old in ((one, other), (other, one)):
+            if new in merged:
+                before.pop(old, None)
+    if {"workers", "cluster"} & merged.keys():
+        before.pop("shares", None)
+    before.pop("out", None)
+    return settings_from({**before, **merged}, source="the options")
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    network: Network | None = None,
+    dataset: Any = None,
+    data_dir: str | Path | None = None,
+) -> Evaluation:
+    """Judge the network that `run` left, on its own or another data set's test part.
+
+    Args:
+        run: a run folder.
+        network: needed only where the run was given a network that no name stands for.
+        dataset: another data set with the same image shape and number of classes.
+        data_dir: where its files lie.
+
+    Raises:
+        UsageError: no run there, or a data set of another shape.
+        CheckpointError: the run has not finished: there is no model.safetensors.
+    """
+    folder = open_run_folder(Path(run))
+    settings = read_settings(folder)
+    if not folder.model.is_file():
+        raise CheckpointError(
+            f"{folder.path} has no model.safetensors: the run did not finish. Go on with it: "
+            f"convoy train --resume {folder.path}"
+        )
+    data = open_dataset(
+        _thing(dataset, settings.data, "dataset"),
+        data_dir=Path(data_dir) if data_dir else settings.data_dir,
+        seed=settings.seed,
+    )
+    tensors = load_file(folder.model)
+    plan = json.loads((folder.path / "plan.json").read_text(encoding="utf-8"))
+    shape, classes = tuple(plan["image_shape"]), plan["classes"]
+    if data.test.image_shape != shape or data.test.num_classes != classes:
+        raise UsageError(
+            f"{folder.path} was trained on {'x'.join(map(str, shape))} images of {classes} "
+            f"classes; {data.name} has {'x'.join(map(str, data.test.image_shape))} and "
+            f"{data.test.num_classes}"
+        )
+    named = _thing(network, settings.network, "network")
+    dtype = DTYPES[settings.precision]
+    if isinstance(named, nn.Module):
+        model = named
+    else:
+        model = networks.build(named, input_shape=data.test.image_shape, num_classes=classes)
+    model = model.to(dtype)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UsageError(f"{folder.model} does not fit the network: {error}") from None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sums = judge(model.to(device), data, range(len(data.test)), device=device, dtype=dtype)
+    return Evaluation(
+        run=str(folder.path),
+        network=settings.network,
+        dataset=data.name,
+        samples=sums.samples,
+        accuracy=sums.correct / sums.samples,
+        loss=sums.loss_sum / sums.samples,
+        class_names=list(data.test.class_names),
+        confusion=sums.confusion.tolist(),
+    )
+
+
+def doctor(options: DoctorOptions | None = None) -> list[Check]:
+    """Examine this machine, and a cluster if one is named, for what keeps ranks from meeting."""
+    return examine(options or DoctorOptions())
+
+
+def _label(thing: Any) -> str:
+    """What run.toml calls a network or data set."""
+    if isinstance(thing, str):
+        return thing
+    name = getattr(thing, "__name__", None) or getattr(thing, "name", None) or type(thing).__name__
+    return f"{GIVEN_IN_PYTHON}{name}"
+
+
+def _thing(given: Any, label: str, argument: str) -> Any:
+    """What was given, or what its name in the settings stands for."""
+    if given is not None:
+        return given
+    if label.startswith(GIVEN_IN_PYTHON):
+        raise UsageError(
+            f"the run's {argument} {label.removeprefix(GIVEN_IN_PYTHON)!r} was given in Python, "
+            f"and no name stands for it: pass it again, as {argument}=..."
+        )
+    return label

@@ -1,0 +1,33 @@
+"""What all verbs print with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+
+def console(*, as_json: bool) -> Console:
+    """Where people read: stdout, or stderr when stdout is for one JSON document."""
+    return Console(stderr=as_json, highlight=False)
+
+
+def print_json(document: Any) -> None:
+    """Print exactly one JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")
+
+
+def complain(error: Exception) -> None:
+    """Say on stderr what went wrong."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        Text("error: ", style="bold red") + Text(str(error))
+    )
+
+
+def plain(text: str) -> str:
+    """`text` with nothing in it taken for markup."""
+    return escape(text)

@@ -1,0 +1,141 @@
+"""A run on the terminal: what will be done, a progress bar, and a table at the end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from convoy.cli.console import plain
+from convoy.runtime.observer import Level
+from convoy.runtime.records import StepSummary
+from convoy.runtime.results import SLOW_RATIO, RunResult
+
+
+class Watcher:
+    """An Observer that shows the run; a context manager for its progress bar."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._recent: deque[StepSummary] = deque(maxlen=20)
+        self._accuracy = ""
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task: TaskID | None = None
+        self._steps_per_epoch = 1
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def planned(self, plan: Mapping[str, Any]) -> None:
+        """Say what will be done."""
+        shape = "x".join(str(n) for n in plan["image_shape"])
+        self._console.print(
+            f"[bold]{plain(plan['network'])}[/] ({plan['parameters']:,} parameters) on "
+            f"[bold]{plain(plan['dataset'])}[/]: {plan['train_samples']:,} images of {shape}, "
+            f"{plan['classes']} classes; {plan['test_samples']:,} to test with"
+        )
+        ranks = ", ".join(
+            f"{plain(m['name'])} {m['device']} {m['samples']}" for m in plan["machines"]
+        )
+        self._console.print(
+            f"[bold]{plan['strategy']}[/] over {len(plan['machines'])} rank"
+            f"{'s' * (len(plan['machines']) != 1)}, batch {plan['batch_size']} = {ranks}; "
+            f"{plan['steps']:,} steps of {plan['optimizer']}"
+        )
+        self._console.print(f"run folder: {plain(plan['folder'])}")
+        self._steps_per_epoch = plan["steps_per_epoch"]
+        self._task = self._progress.add_task("", total=plan["steps"], epoch="1", figures="")
+        self._progress.start()
+
+    def stepped(self, step: StepSummary, num_steps: int) -> None:
+        """Move the bar."""
+        del num_steps  # the bar knows
+        self._recent.append(step)
+        seconds = sum(s.wall_s for s in self._recent)
+        speed = sum(s.samples for s in self._recent) / seconds if seconds else 0.0
+        if self._task is not None:
+            self._progress.update(
+                self._task,
+                completed=step.step + 1,
+                epoch=str(step.step // self._steps_per_epoch + 1),
+                figures=f"loss {step.loss:.4f}  {speed:,.0f} images/s{self._accuracy}",
+            )
+
+    def evaluated(self, step: int, accuracy: float, loss: float) -> None:
+        """Show the accuracy beside the bar."""
+        del step, loss
+        self._accuracy = f"  test {accuracy:.2%}"
+
+    def say(self, text: str, level: Level = "info") -> None:
+        """Print a line above the bar."""
+        style = "yellow" if level == "warning" else "dim"
+        self._console.print(f"[{style}]{plain(text)}[/]", soft_wrap=True)
+
+
+def show_result(console: Console, result: RunResult) -> None:
+    """The table at the end, and what a person should know besides."""
+    table = Table(title=None, header_style="bold")
+    for name in (
+        "rank",
+        "machine",
+        "samples/step",
+        "compute ms",
+        "wait ms",
+        "comm ms",
+        "sent/step",
+    ):
+        table.add_column(name, justify="left" if name in ("machine",) else "right")
+    for row in result.ranks:
+        table.add_row(
+            str(row["rank"]),
+            plain(row["machine"]),
+            str(row["samples"]),
+            *(f"{row[key] * 1e3:.2f}" for key in ("compute_s", "wait_s", "comm_s")),
+            size(row["sent_bytes"]),
+        )
+    console.print(table)
+    accuracy = f"{result.test_accuracy:.2%}" if result.test_accuracy is not None else "not measured"
+    speed = f"{result.images_per_s:,.0f}" if result.images_per_s else "not measured"
+    console.print(
+        f"test accuracy [bold]{accuracy}[/]   [bold]{speed}[/] images/s   "
+        f"{size(result.sent_bytes_per_step)} sent per step   {result.wall_s:.1f} s in all"
+    )
+    if result.reformations:
+        console.print(f"the crew was lost and formed anew {result.reformations} times")
+    if result.slowest and result.slowest["ratio"] > SLOW_RATIO:
+        console.print(
+            f"[yellow]rank {result.slowest['rank']} on {plain(result.slowest['machine'])} computes "
+            f"{result.slowest['ratio']:.2f} times as long as the others: its share is too large "
+            "for its speed. Give --shares[/]"
+        )
+    console.print(f"picture: {plain(str(result.folder / 'run.png'))}")
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people: powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError

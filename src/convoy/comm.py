@@ -1,0 +1,161 @@
+"""Counted and timed verbs over torch.distributed: the only place that moves tensors.
+
+    comm = Comm(rank=0, world_size=2, backend="gloo", store=store, timeout_s=60)
+    comm.all_reduce(tensor)            # blocks; its bytes and the time blocked are counted
+    comm.all_reduce_async(tensor)      # overlaps; `settle` closes the account after backward
+    traffic = comm.take()              # what happened since the last `take`
+    comm.close()
+
+Bytes are payload bytes as `cost.schedule` defines them, so that a run's figures and its
+schedule's can be equal, exactly.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from convoy.cost.schedule import ring_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What a rank sent, and for how long communication held it up."""
+
+    sent_bytes: int
+    blocked_s: float
+
+
+class PeerLostError(Exception):
+    """A collective failed because a peer died, hung past the timeout or became unreachable.
+
+    Not a ConvoyError: the crew handles it by re-forming, and a user never sees it.
+    """
+
+
+class Comm:
+    """One rank's membership of a process group.
+
+    `world_size` 1 needs no store: every verb is then a no-op, so that strategies need no
+    special case for a single rank.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        world_size: int,
+        backend: str = "gloo",
+        store: dist.Store | None = None,
+        timeout_s: float = 60.0,
+    ) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.step_samples = 1
+        """How many real samples the step under way has on this rank: 0 means a stand-in."""
+        self._reduced_bytes = 0
+        self._broadcast_bytes = 0
+        self._blocked_s = 0.0
+        self._last_issue_s: float | None = None
+        if world_size > 1:
+            if store is None:
+                raise AssertionError("more than one rank needs a store to meet at")
+            with peer_loss():
+                dist.init_process_group(
+                    backend,
+                    store=store,
+                    rank=rank,
+                    world_size=world_size,
+                    timeout=timedelta(seconds=timeout_s),
+                )
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum `tensor` over all ranks, in place. Blocks."""
+        if self.world_size > 1:
+            started = time.perf_counter()
+            with peer_loss():
+                dist.all_reduce(tensor)
+            self._reduced_bytes += tensor.numel() * tensor.element_size()
+            self._blocked_s += time.perf_counter() - started
+
+    def all_reduce_async(self, tensor: Tensor) -> torch.futures.Future[Tensor]:
+        """Start summing `tensor` over all ranks; the future holds the sum.
+
+        Call `settle` when the computation that overlaps it has ended.
+        """
+        self._reduced_bytes += tensor.numel() * tensor.element_size()
+        work = dist.all_reduce(tensor, async_op=True)
+        self._last_issue_s = time.perf_counter()
+        future: torch.futures.Future[list[Tensor]] = work.get_future()
+        return future.then(lambda done: done.value()[0])
+
+    def settle(self) -> None:
+        """Count the time since the last asynchronous verb was issued as blocked.
+
+        Until that moment the rank was computing; from it on, it could only wait.
+        """
+        if self._last_issue_s is not None:
+            self._blocked_s += time.perf_counter() - self._last_issue_s
+            self._last_issue_s = None
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Copy `tensor` from rank `source` to all, in place. Blocks."""
+        if self.world_size > 1:
+            started = time.perf_counter()
+            with peer_loss():
+                dist.broadcast(tensor, source)
+            if self.rank == source:
+                size = tensor.numel() * tensor.element_size()
+                self._broadcast_bytes += size * (self.world_size - 1)
+            self._blocked_s += time.perf_counter() - started
+
+    def maximum(self, values: list[float]) -> list[float]:
+        """Element-wise maximum of `values` over all ranks. Blocks; not counted."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        if self.world_size > 1:
+            with peer_loss():
+                dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return [float(value) for value in tensor]
+
+    def take(self) -> Traffic:
+        """Return what was sent and waited for since the last call, and start anew."""
+        sent = self._broadcast_bytes
+        if self.world_size > 1:
+            sent += ring_share(self._reduced_bytes, self.world_size, self.rank)
+        traffic = Traffic(sent_bytes=sent, blocked_s=self._blocked_s)
+        self._reduced_bytes = self._broadcast_bytes = 0
+        self._blocked_s = 0.0
+        self._last_issue_s = None
+        return traffic
+
+    def close(self) -> None:
+        """Leave the group. Peers that still wait for this rank get an error at once."""
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class peer_loss:  # noqa: N801 - reads as a statement: `with peer_loss():`
+    """Turn the errors that torch.distributed raises for a lost peer into PeerLostError."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and is_peer_loss(error):
+            raise PeerLostError(str(error).splitlines()[0]) from error
+
+
+def is_peer_loss(error: BaseException) -> bool:
+    """Whether torch.distributed raised `error` because a peer is gone.
+
+    NCCL and the store have error classes of their own; Gloo raises a bare RuntimeError that
+    only its source path tells from others.
+    """
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error).lower()

@@ -1,0 +1,1 @@
+"""What networks, machines and schedules cost."""

@@ -1,0 +1,84 @@
+"""One training step as operations and what waits for what.
+
+A schedule is a tuple of operations; `after` holds the indices of those that must have
+finished before one starts. It is data only: the simulator plays it, and the conformance
+suite holds a real run's bytes against it.
+
+    0 Compute(rank 0, forward+backward) ──┐
+                                          ├─▶ 2 Collective(all-reduce) ─▶ 3, 4 Compute(update)
+    1 Compute(rank 1, forward+backward) ──┘
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["forward", "backward", "update"]
+CollectiveKind = Literal["all-reduce", "broadcast"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """A rank works on `samples` samples in one phase of `layer` ('' is the whole network)."""
+
+    rank: int
+    phase: Phase
+    samples: int
+    layer: str = ""
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """`payload_bytes` travel from one rank to another."""
+
+    source: int
+    destination: int
+    payload_bytes: int
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collective:
+    """All of `ranks` take part; `payload_bytes` is the size of the tensor on each of them."""
+
+    kind: CollectiveKind
+    ranks: tuple[int, ...]
+    payload_bytes: int
+    after: tuple[int, ...] = ()
+
+
+Operation = Compute | Transfer | Collective
+Schedule = tuple[Operation, ...]
+
+
+def ring_share(payload_bytes: int, world_size: int, position: int) -> int:
+    """Bytes that the rank at `position` sends in ring all-reduces of `payload_bytes` in all.
+
+    A ring all-reduce of B bytes over n ranks sends 2 (n - 1) B bytes altogether
+    (reduce-scatter, then all-gather; Patarasuk & Yuan 2009, section 3), as evenly as whole
+    bytes allow. Gloo uses the ring, and interface counters agree to within 1%
+    (`benchmarks/wire_bytes.py`).
+    """
+    total = 2 * (world_size - 1) * payload_bytes
+    return total // world_size + (1 if position < total % world_size else 0)
+
+
+def sent_bytes(schedule: Iterable[Operation], rank: int) -> int:
+    """Payload bytes that `rank` sends in `schedule`. A broadcast's are counted at its root."""
+    sent = 0
+    reduced: defaultdict[tuple[int, ...], int] = defaultdict(int)
+    for operation in schedule:
+        match operation:
+            case Transfer(source=source, payload_bytes=size) if source == rank:
+                sent += size
+            case Collective(kind="all-reduce", ranks=ranks, payload_bytes=size) if rank in ranks:
+                reduced[ranks] += size
+            case Collective(kind="broadcast", ranks=ranks, payload_bytes=size):
+                sent += size * (len(ranks) - 1) if ranks[0] == rank else 0
+    return sent + sum(
+        ring_share(size, len(ranks), ranks.index(rank)) for ranks, size in reduced.items()
+    )

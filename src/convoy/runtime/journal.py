@@ -1,0 +1,169 @@
+"""Where the reports of all ranks come together: records, evaluations, checkpoints, curves.
+
+The same for a crew's driver and for rank 0 under torchrun; only how reports arrive differs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from convoy.errors import ConvoyError
+from convoy.runtime.checkpoint import Checkpoint, write_checkpoint
+from convoy.runtime.formation import Formation, Part
+from convoy.runtime.observer import Observer
+from convoy.runtime.records import Logbook, StepSummary
+from convoy.runtime.run_folder import RunFolder
+from convoy.runtime.sampler import GlobalOrder
+from convoy.runtime.settings import TrainSettings, to_values
+from convoy.runtime.tensorboard import Board
+from convoy.version import __version__
+
+Event = tuple[str, dict[str, Any]]
+"""("record" | "layout" | "evaluation" | "checkpoint", what a Sink was given)."""
+
+
+class EventSink:
+    """A Sink that hands everything on as events."""
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        self._emit = emit
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Pass a step's record on."""
+        self._emit(("record", record))
+
+    def layout(self, name: str) -> None:
+        """Pass the chosen memory format on."""
+        self._emit(("layout", {"layout": name}))
+
+    def evaluation(self, sums: dict[str, Any]) -> None:
+        """Pass an evaluation's sums on."""
+        self._emit(("evaluation", sums))
+
+    def checkpoint(self, step: int, generation: int, part: Part, *, rank: int, whole: bool) -> None:
+        """Pass a part of a checkpoint on."""
+        keys = {"step": step, "generation": generation, "rank": rank}
+        self._emit(("checkpoint", keys | {"part": part, "whole": whole}))
+
+
+class Journal:
+    """Takes ranks' events and keeps the run folder and the observer up to date."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        settings: TrainSettings,
+        order: GlobalOrder,
+        num_steps: int,
+        observer: Observer,
+    ) -> None:
+        self.folder = folder
+        self.board = Board(folder.tensorboard)
+        self.last_checkpoint: Checkpoint | None = None
+        self.evaluation: tuple[int, float, float] | None = None
+        """Step, accuracy and loss of the last evaluation."""
+        self.layout: str | None = None
+        """The memory format in use, once it is chosen."""
+        self.last_step = -1
+        """The last step that is complete on all ranks."""
+        self.first_step_done_s: float | None = None
+        """When (time.monotonic) the present crew's first step was known to be done."""
+        self._settings = settings
+        self._num_steps = num_steps
+        self._observer = observer
+        self._logbook = Logbook(folder.steps, order)
+        self._formation: Formation | None = None
+        self._sums: dict[tuple[int, int], dict[int, dict[str, Any]]] = defaultdict(dict)
+        self._parts: dict[tuple[int, int], dict[int, Part]] = defaultdict(dict)
+
+    def begin(self, formation: Formation) -> None:
+        """A crew has formed."""
+        self._formation = formation
+        self.first_step_done_s = None
+        self._logbook.begin(formation)
+        self._parts.clear()
+
+    def take(self, events: Iterable[Event]) -> None:
+        """Take what ranks reported.
+
+        Raises:
+            CheckpointError, ConvoyError: the run folder cannot be written.
+        """
+        sorted_events: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for kind, content in events:
+            sorted_events[kind].append(content)
+        self._completed(self._logbook.take(sorted_events["record"]))
+        for chosen in sorted_events["layout"]:
+            self.layout = chosen["layout"]
+        for sums in sorted_events["evaluation"]:
+            self._evaluate(sums)
+        for part in sorted_events["checkpoint"]:
+            self._checkpoint(part)
+
+    def settle(self, generation: int, step: int) -> None:
+        """The crew of `generation` is gone; its successor goes on from `step`."""
+        self._completed(self._logbook.settle(generation, step))
+        self.first_step_done_s = None
+        self.last_step = step - 1
+
+    def close(self) -> None:
+        """Close all files."""
+        self._logbook.close()
+        self.board.close()
+
+    def _completed(self, steps: Iterable[StepSummary]) -> None:
+        for step in steps:
+            self.last_step = max(self.last_step, step.step)
+            if self.first_step_done_s is None and self._formation is not None:
+                self.first_step_done_s = time.monotonic()
+            self.board.step(step)
+            self._observer.stepped(step, self._num_steps)
+
+    def _evaluate(self, sums: Mapping[str, Any]) -> None:
+        key = (sums["generation"], sums["step"])
+        self._sums[key][sums["rank"]] = dict(sums)
+        if self._formation is None or len(self._sums[key]) < len(self._formation.plan.shares):
+            return
+        of_ranks = self._sums.pop(key).values()
+        samples = sum(s["samples"] for s in of_ranks)
+        accuracy = sum(s["correct"] for s in of_ranks) / samples
+        loss = sum(s["loss_sum"] for s in of_ranks) / samples
+        self.evaluation = (sums["step"], accuracy, loss)
+        row = {"step": sums["step"], "test_accuracy": accuracy, "test_loss": loss}
+        try:
+            with self.folder.evaluations.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise ConvoyError(
+                f"cannot write {self.folder.evaluations}: {error.strerror}. Make room, then go "
+                f"on with --resume {self.folder.path}"
+            ) from None
+        self.board.evaluation(sums["step"], accuracy, loss)
+        self._observer.evaluated(sums["step"], accuracy, loss)
+
+    def _checkpoint(self, report: Mapping[str, Any]) -> None:
+        formation = self._formation
+        if formation is None or report["generation"] != formation.generation:
+            return  # of a crew that is gone: its successor will write its own
+        key = (report["generation"], report["step"])
+        self._parts[key][report["rank"]] = report["part"]
+        if not report["whole"] and len(self._parts[key]) < len(formation.plan.shares):
+            return
+        parts = self._parts.pop(key)
+        checkpoint = Checkpoint(
+            step=report["step"],
+            generation=formation.generation,
+            parts=tuple(parts[rank] for rank in sorted(parts)),
+            meta={
+                "convoy": __version__,
+                "layout": self.layout,
+                "shares": list(formation.plan.shares),
+                "settings": to_values(self._settings),
+            },
+        )
+        write_checkpoint(self.folder.checkpoints, checkpoint, keep=self._settings.keep)
+        self.last_checkpoint = checkpoint

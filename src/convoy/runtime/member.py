@@ -1,0 +1,102 @@
+"""A rank as a Ray actor: a `Trainee` and the means to reach it while it trains.
+
+Its methods run in threads of their own, so `poll`, `hold` and `release` are answered in the
+middle of `train`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from convoy.interfaces import interface_of
+from convoy.runtime import state
+from convoy.runtime.formation import Formation, Job, Outcome
+from convoy.runtime.gate import Gate
+from convoy.runtime.journal import Event, EventSink
+from convoy.runtime.training import Trainee
+
+MAX_CONCURRENCY = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Berth:
+    """What a member is told about the place it is on."""
+
+    address: str
+    """The IP address by which other members reach it."""
+    device: str
+    num_threads: int
+
+
+class Member:
+    """Made into an actor by the crew: `ray.remote(Member)`."""
+
+    def __init__(self, berth: Berth) -> None:
+        self._berth = berth
+        self._gate = Gate()
+        self._events: list[Event] = []
+        self._lock = threading.Lock()
+        self._store: dist.TCPStore | None = None
+        self._trainee: Trainee | None = None
+
+    def prepare(self, job: Job) -> int:
+        """Build data, network and optimizer. Returns the process id."""
+        os.environ["GLOO_SOCKET_IFNAME"] = interface_of(self._berth.address)
+        os.environ["NCCL_SOCKET_IFNAME"] = os.environ["GLOO_SOCKET_IFNAME"]
+        device = torch.device(self._berth.device)
+        self._trainee = Trainee(job, device, self._berth.num_threads)
+        return os.getpid()
+
+    def muster(self, first_step: int) -> None:
+        """Get ready for a formation that begins with `first_step`."""
+        self._gate.reset(first_step)
+
+    def open_store(self) -> int:
+        """Start the store at which the next crew meets; returns its port."""
+        self._store = dist.TCPStore(self._berth.address, 0, is_master=True, wait_for_workers=False)
+        return int(self._store.port)
+
+    def train(self, formation: Formation, store_address: str, store_port: int) -> Outcome:
+        """Take part in `formation`; returns how it ended."""
+        assert self._trainee is not None, "prepare comes first"
+        store = self._store
+        if formation.rank != 0 and len(formation.plan.shares) > 1:
+            timeout = timedelta(seconds=self._trainee.job.settings.timeout_s)
+            store = dist.TCPStore(store_address, store_port, is_master=False, timeout=timeout)
+        return self._trainee.train(formation, self._gate, EventSink(self._emit), store)
+
+    def poll(self) -> list[Event]:
+        """What was reported since the last call."""
+        with self._lock:
+            events, self._events = self._events, []
+        return events
+
+    def hold(self) -> int:
+        """Begin no further step; returns the last one begun."""
+        return self._gate.hold()
+
+    def release(self, stop_before: int, reason: str) -> None:
+        """Run the steps before `stop_before`, and stop there."""
+        self._gate.release(stop_before, reason)
+
+    def final_state(self) -> state.Tensors:
+        """The trained network's tensors."""
+        assert self._trainee is not None
+        return self._trainee.final_state()
+
+    def _emit(self, event: Event) -> None:
+        with self._lock:
+            self._events.append(event)
+
+
+def describe(error: BaseException) -> str:
+    """An error from another process in one paragraph."""
+    cause: Any = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {cause}"

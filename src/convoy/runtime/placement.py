@@ -1,0 +1,218 @@
+"""Where ranks go: starts or joins Ray, and turns machines into places for ranks.
+
+--workers N         a Ray of our own on this machine's loopback, N places
+--cluster FILE      the file's machines, found among the nodes of the Ray cluster
+--cluster ray       every node of the Ray cluster that this machine belongs to
+--cluster ray://H   every node of the one behind that head
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import ray
+import torch
+
+from convoy.cluster import Cluster, load_cluster
+from convoy.errors import ClusterError, UsageError
+from convoy.runtime.nodes import Node, join_command, list_nodes, match_machines
+from convoy.runtime.settings import TrainSettings
+from convoy.strategies import Worker
+
+OBJECT_STORE_BYTES = 512 * 1024**2
+"""For handing over jobs and checkpoints; Ray's own default is 30% of memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A device that a rank can be put on."""
+
+    index: int
+    machine: str
+    address: str
+    """IP address by which the other ranks reach it."""
+    node_id: str
+    """Ray's name for the machine."""
+    device: str
+    num_threads: int
+    weight: float
+    """Speed relative to the other places, as far as it is known."""
+    shared: bool
+    """Whether others use the cluster too, so that cores are to be reserved."""
+
+    def worker(self) -> Worker:
+        """The place as planning sees it."""
+        return Worker(
+            index=self.index, machine=self.machine, device=self.device, weight=self.weight
+        )
+
+
+@contextmanager
+def places(settings: TrainSettings, *, verbose: bool = False) -> Iterator[list[Place]]:
+    """Start or join Ray, yield its places, and leave it as it was found.
+
+    Raises:
+        ClusterError: machines that are not there; a Ray that cannot be joined.
+        UsageError: more or fewer shares than places.
+    """
+    mine = not ray.is_initialized()
+    token = os.environ.get("RAY_AUTH_MODE")
+    try:
+        yield _with_shares(_find(settings, verbose=verbose), settings)
+    finally:
+        if mine and ray.is_initialized():
+            ray.shutdown()
+        if mine and token is None:  # a Ray of our own leaves it behind, and it binds later ones
+            os.environ.pop("RAY_AUTH_MODE", None)
+
+
+def _find(settings: TrainSettings, *, verbose: bool) -> list[Place]:
+    if settings.cluster is None:
+        return _local(settings, settings.workers, verbose=verbose)
+    if settings.cluster == "ray" or settings.cluster.startswith("ray://"):
+        _connect(settings.cluster, None, verbose=verbose)
+        return _of_nodes(settings, list_nodes())
+    cluster = load_cluster(Path(settings.cluster))
+    machines = cluster.real_machines
+    if len(machines) == 1 and not _ray_is_known():
+        workers = max(1, machines[0].gpus)
+        return _local(settings, workers, name=machines[0].name, verbose=verbose)
+    _connect("ray", cluster, verbose=verbose)
+    return _of_cluster(settings, cluster, list_nodes())
+
+
+def _local(
+    settings: TrainSettings, workers: int | None, *, name: str = "", verbose: bool
+) -> list[Place]:
+    """Places on this machine, in a Ray of their own that only loopback reaches."""
+    cores = len(os.sched_getaffinity(0))
+    gpus = torch.cuda.device_count()
+    count = workers or gpus or max(2, cores // 2)
+    if not ray.is_initialized():
+        _start(dict(address="local", _node_ip_address="127.0.0.1"), verbose=verbose)
+    node = list_nodes()[0]
+    return [
+        Place(
+            index=index,
+            machine=name or platform.node(),
+            address="127.0.0.1",  # whatever Ray itself prefers
+            node_id=node.id,
+            device="cuda:0" if index < gpus else "cpu",
+            num_threads=settings.threads_per_worker or max(1, cores // count),
+            weight=1.0,
+            shared=False,
+        )
+        for index in range(count)
+    ]
+
+
+def _of_cluster(settings: TrainSettings, cluster: Cluster, nodes: list[Node]) -> list[Place]:
+    """One place per GPU of each machine of the file, or one for its cores."""
+    matched = match_machines(cluster.real_machines, nodes)
+    missing = [m for m in cluster.real_machines if m.name not in matched]
+    if missing:
+        address = ray.get_runtime_context().gcs_address
+        commands = "; ".join(f"on {m.name}: {join_command(m, address)}" for m in missing)
+        raise ClusterError(
+            f"{settings.cluster} names {', '.join(m.name for m in missing)}, which the Ray "
+            f"cluster at {address} does not have. It has "
+            f"{', '.join(f'{n.name} ({n.address})' for n in nodes)}. Run {commands}"
+        )
+    found: list[Place] = []
+    for machine in cluster.real_machines:
+        node = matched[machine.name]
+        for device in ["cuda:0"] * machine.gpus or ["cpu"]:
+            threads = settings.threads_per_worker or max(1, int(machine.cpus))
+            found.append(
+                Place(
+                    index=len(found),
+                    machine=machine.name,
+                    address=node.address,
+                    node_id=node.id,
+                    device=device,
+                    num_threads=threads,
+                    weight=machine.cpus * machine.speed,
+                    shared=False,
+                )
+            )
+    return found
+
+
+def _of_nodes(settings: TrainSettings, nodes: list[Node]) -> list[Place]:
+    """One place per GPU of each node, or one for its cores."""
+    found: list[Place] = []
+    for node in nodes:
+        for device in ["cuda:0"] * int(node.gpus) or ["cpu"] * bool(node.cpus):
+            found.append(
+                Place(
+                    index=len(found),
+                    machine=node.name,
+                    address=node.address,
+                    node_id=node.id,
+                    device=device,
+                    num_threads=settings.threads_per_worker or max(1, int(node.cpus)),
+                    weight=1.0 if node.gpus else max(1.0, node.cpus),
+                    shared=True,
+                )
+            )
+    if not found:
+        raise ClusterError(
+            "the Ray cluster has no node with cores to use. Start one with `ray start`, or use "
+            "--workers N for this machine alone"
+        )
+    return found
+
+
+def _with_shares(found: list[Place], settings: TrainSettings) -> list[Place]:
+    if settings.shares is None:
+        return found
+    if len(settings.shares) != len(found):
+        raise UsageError(
+            f"--shares gives {len(settings.shares)} shares for {len(found)} workers: expected "
+            f"one for each of {', '.join(f'{p.machine} ({p.device})' for p in found)}"
+        )
+    return [
+        replace(place, weight=share) for place, share in zip(found, settings.shares, strict=True)
+    ]
+
+
+def _ray_is_known() -> bool:
+    return ray.is_initialized() or "RAY_ADDRESS" in os.environ
+
+
+def _connect(address: str, cluster: Cluster | None, *, verbose: bool) -> None:
+    """Join a Ray cluster that runs already."""
+    if ray.is_initialized():
+        return
+    target = "auto" if address == "ray" else address
+    try:
+        _start(dict(address=target), verbose=verbose)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        head = cluster.real_machines[0].name if cluster else "one machine"
+        raise ClusterError(
+            f"cannot join the Ray cluster at {target!r}: {reason}. Start one with `ray start "
+            f"--head` on {head} and `ray start --address=HOST:6379` on the others, then run "
+            f"this on one of them; `convoy doctor --cluster {address}` tells more"
+        ) from None
+
+
+def _start(arguments: dict[str, object], *, verbose: bool) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet: dict[str, object] = {"log_to_driver": verbose, "include_dashboard": False}
+    quiet["logging_level"] = logging.INFO if verbose else logging.ERROR
+    if arguments["address"] == "local":
+        free = psutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+        store = max(80 * 1024**2, min(OBJECT_STORE_BYTES, int(free * 0.8)))
+        quiet["object_store_memory"] = store
+        ray.init(**arguments, **quiet)
+    else:
+        del quiet["include_dashboard"]
+        ray.init(**arguments, **quiet)

@@ -1,0 +1,336 @@
+"""What a rank does around a strategy's step.
+
+A `Trainee` is built once per process: data, network, optimizer. Each time the crew (re-)forms
+it is given a `Formation` and trains until the run ends, the gate stops it or a peer is lost:
+
+    trainee.train(formation, gate, sink)
+      ├─ join the group, take over the state that the formation names
+      ├─ for each step of strategy.run(rank):   gate ─ batch ─ step ─ record ─ checkpoint
+      └─ Outcome("finished" | "stopped" | "peer lost", step to go on from)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convoy import networks
+from convoy.comm import Comm, PeerLostError
+from convoy.datasets import DataSet, augment, open_dataset
+from convoy.errors import DivergedError
+from convoy.runtime import state
+from convoy.runtime.evaluation import evaluate
+from convoy.runtime.formation import Formation, Job, Outcome, Part, Sink
+from convoy.runtime.gate import Gate
+from convoy.runtime.layout import fastest_layout, laid_out, set_layout
+from convoy.runtime.optimization import lr_at, make_optimizer
+from convoy.runtime.sampler import GlobalOrder, derive_seed
+from convoy.runtime.settings import TrainSettings
+from convoy.runtime.step_clock import StepClock
+from convoy.strategies import Batch, Pending, Rank
+from convoy.strategies.shares import cut
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+
+
+def build_network(
+    network: str | nn.Module | Callable[..., nn.Module], dataset: DataSet, seed: int
+) -> nn.Module:
+    """The network that `network` names, is or builds, initialised from `seed` alone."""
+    if isinstance(network, nn.Module):
+        return network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, 1))
+        return networks.build(
+            network,
+            input_shape=dataset.train.image_shape,
+            num_classes=dataset.train.num_classes,
+        )
+
+
+def open_data(job: Job) -> DataSet:
+    """The job's data set, as any of its ranks sees it."""
+    return open_dataset(job.dataset, data_dir=job.settings.data_dir, seed=job.settings.seed)
+
+
+def num_steps(settings: TrainSettings, order: GlobalOrder) -> int:
+    """How many steps the run has in all."""
+    if settings.steps is not None:
+        return settings.steps
+    return (settings.epochs or 10) * order.steps_per_epoch
+
+
+class Trainee:
+    """A process's data, network and optimizer, which outlive any one crew."""
+
+    def __init__(self, job: Job, device: torch.device, num_threads: int) -> None:
+        self.job, self.device, self.num_threads = job, device, num_threads
+        settings = job.settings
+        torch.set_num_threads(num_threads)
+        self.data = open_data(job)
+        self.dtype = DTYPES[settings.precision]
+        model = build_network(job.network, self.data, settings.seed)
+        self.model = model.to(device=device, dtype=self.dtype)
+        self.optimizer = make_optimizer(self.model, settings)
+        self.order = GlobalOrder(
+            num_samples=len(self.data.train), batch_size=settings.batch_size, seed=settings.seed
+        )
+        self.num_steps = num_steps(settings, self.order)
+        self._kept: state.Tensors | None = None
+        self._kept_buffers: state.Tensors = {}
+        self._committed: int | None = None
+
+    def train(
+        self, formation: Formation, gate: Gate, sink: Sink, store: dist.Store | None
+    ) -> Outcome:
+        """Take part in `formation` until it ends.
+
+        Raises:
+            DivergedError: this rank's loss is not finite.
+        """
+        torch.set_num_threads(self.num_threads)  # per thread, and each formation has its own
+        layout = formation.layout
+        comm: Comm | None = None
+        try:
+            comm = self._join(formation, store)
+            self._take_over(formation, comm)
+            if layout is None:
+                layout = self._choose_layout(formation, comm)
+                sink.layout(layout)
+            set_layout(self.model, layout)
+            ran_to = self._run(formation, comm, gate, sink, layout)
+        except PeerLostError as lost:
+            self._roll_back()
+            return Outcome(kind="peer lost", step=self._committed, detail=str(lost))
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            if comm is not None:
+                comm.close()
+        kind: Literal["finished", "stopped"] = "finished" if ran_to == self.num_steps else "stopped"
+        self._roll_back()
+        return Outcome(kind=kind, step=self._committed)
+
+    def final_state(self) -> state.Tensors:
+        """The trained network's tensors, on the host."""
+        return state.copy_of(self.model.state_dict(), "cpu")
+
+    def _join(self, formation: Formation, store: dist.Store | None) -> Comm:
+        world_size = len(formation.plan.shares)
+        return Comm(
+            rank=formation.rank,
+            world_size=world_size,
+            backend=formation.backend,
+            store=store and dist.PrefixStore(f"generation-{formation.generation}", store),
+            timeout_s=self.job.settings.timeout_s,
+        )
+
+    def _take_over(self, formation: Formation, comm: Comm) -> None:
+        source = formation.source_rank
+        if formation.part is not None:
+            state.load(self.model, self.optimizer, formation.part.tensors)
+        if source is not None and comm.world_size > 1:
+            mine = formation.rank == source
+            tensors = state.pack(self.model, self.optimizer) if mine else None
+            taken = state.hand_over(comm, tensors, source, self.device)
+            if not mine:
+                state.load(self.model, self.optimizer, taken)
+        comm.take()
+        pending = formation.part.pending if formation.part else Pending()
+        self._committed = None
+        if pending == Pending():
+            self._commit(formation.first_step, copy=False)
+
+    def _choose_layout(self, formation: Formation, comm: Comm) -> str:
+        asked = self.job.settings.memory_format
+        if asked != "auto":
+            return asked
+        count = formation.plan.shares[formation.rank]
+        inputs, targets = self._fetch(torch.arange(min(count, len(self.data.train))))
+        return fastest_layout(
+            self.model, inputs, targets, autocast=self._autocast, agree=comm.maximum
+        )
+
+    def _run(self, formation: Formation, comm: Comm, gate: Gate, sink: Sink, layout: str) -> int:
+        """Drive the strategy's program; return the step it stopped before."""
+        clock = StepClock(comm, self.device)
+        next_step = formation.first_step
+
+        def commit(step: int, copy: bool) -> None:
+            clock.stop()
+            self._commit(step, copy=copy)
+
+        def diverge(step: int, pending: Pending) -> None:
+            clock.stop()
+            self._pending = pending
+
+        rank = Rank(
+            comm=comm,
+            plan=formation.plan,
+            device=self.device,
+            model=self.model,
+            optimizer=self.optimizer,
+            example=self._example(layout),
+            batches=self._batches(formation, gate, layout, comm, clock),
+            loss=self._loss,
+            update=lambda batch, loss_sum: self._update(batch, loss_sum, formation),
+            commit=commit,
+            diverge=diverge,
+            evaluate=lambda step: self._evaluate(formation, step, layout, sink),
+            regroups=lambda: gate.reason == "regroup",
+            first_step=formation.first_step,
+            pending=formation.part.pending if formation.part else Pending(),
+        )
+        self._pending = rank.pending
+        place = {
+            "rank": formation.rank,
+            "machine": formation.machines[formation.rank],
+            "generation": formation.generation,
+        }
+        for completed in self.job.strategy.run(rank):
+            batch = completed.batch
+            next_step = batch.step + 1
+            sink.record(place | clock.record(batch, completed.loss_sum))
+            if self._checkpoint_due(batch):
+                self.send_checkpoint(next_step, formation, sink)
+        if gate.reason == "checkpoint" and next_step < self.num_steps:
+            self.send_checkpoint(next_step, formation, sink)
+        return next_step
+
+    def _batches(
+        self, formation: Formation, gate: Gate, layout: str, comm: Comm, clock: StepClock
+    ) -> Iterator[Batch]:
+        settings, order = self.job.settings, self.order
+        for step in range(formation.first_step, self.num_steps):
+            if not gate.admit(step):
+                return
+            part = order.slice(step, formation.plan.shares, formation.rank)
+            clock.start(part.first)
+            samples = len(part.indices)
+            comm.step_samples = samples
+            inputs, targets = self._fetch(part.indices if samples else torch.tensor([0]))
+            if settings.augment == "flip-crop" and samples:
+                generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2, step))
+                draws = augment.draw(part.step_samples, generator)
+                mine = part.first - part.step_first
+                inputs = augment.flip_crop(inputs, draws[mine : mine + samples].to(self.device))
+            torch.manual_seed(derive_seed(settings.seed, 3, step, formation.rank))  # dropout
+            yield Batch(
+                step=step,
+                inputs=laid_out(inputs, layout),
+                targets=targets,
+                samples=samples,
+                step_samples=part.step_samples,
+                evaluates=self._ends_epoch(step) or step + 1 == self.num_steps,
+                ends_run=step + 1 == self.num_steps,
+            )
+
+    def _fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = self.data.train.batch(indices)
+        return images.to(self.device, self.dtype), labels.to(self.device)
+
+    def _example(self, layout: str) -> Batch:
+        # Two where there are two: batch normalisation has no variance of one 1x1 sample.
+        inputs, targets = self._fetch(torch.arange(min(2, len(self.data.train))))
+        return Batch(
+            step=-1,
+            inputs=laid_out(inputs, layout),
+            targets=targets,
+            samples=len(targets),
+            step_samples=len(targets),
+            evaluates=False,
+            ends_run=False,
+        )
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.job.settings.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        with self._autocast():
+            loss = F.cross_entropy(model(batch.inputs), batch.targets, reduction="sum")
+        return loss if batch.samples else loss * 0.0
+
+    def _update(self, batch: Batch, loss_sum: Tensor, formation: Formation) -> None:
+        loss = float(loss_sum.detach())
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss became {loss} at step {batch.step} on rank {formation.rank} "
+                f"({formation.machines[formation.rank]}). Try a lower --lr"
+                f"{'' if self.job.settings.warmup else ' or a --warmup'}"
+            )
+        lr = lr_at(
+            batch.step,
+            settings=self.job.settings,
+            num_steps=self.num_steps,
+            steps_per_epoch=self.order.steps_per_epoch,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _commit(self, step: int, *, copy: bool) -> None:
+        self._committed = step
+        self._pending = Pending()
+        self._kept = state.copy_of(state.pack(self.model, self.optimizer)) if copy else None
+        self._kept_buffers = {n: b.clone() for n, b in self.model.named_buffers()}
+
+    @torch.no_grad()
+    def _roll_back(self) -> None:
+        """Return to the last commit: undo what an unfinished step, or steps alone, changed."""
+        if self._committed is None:
+            return
+        if self._kept is not None:
+            state.load(self.model, self.optimizer, self._kept)
+        else:
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(self._kept_buffers[name])
+
+    def _checkpoint_due(self, batch: Batch) -> bool:
+        every = self.job.settings.checkpoint_every
+        due = (batch.step + 1) % every == 0 if every else self._ends_epoch(batch.step)
+        return due or batch.ends_run
+
+    def _ends_epoch(self, step: int) -> bool:
+        return (step + 1) % self.order.steps_per_epoch == 0
+
+    def send_checkpoint(self, next_step: int, formation: Formation, sink: Sink) -> None:
+        """Hand this boundary's state to `sink`: by rank 0 if it is everyone's, else by each."""
+        whole = self._pending == Pending()
+        if whole and formation.rank != 0:
+            return
+        tensors = state.copy_of(state.pack(self.model, self.optimizer), "cpu")
+        broken = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+        if broken:
+            raise DivergedError(
+                f"{broken[0].removeprefix('model/')} is no longer finite after step "
+                f"{next_step - 1} on rank {formation.rank} "
+                f"({formation.machines[formation.rank]}). Try a lower --lr"
+            )
+        part = Part(tensors=tensors, pending=self._pending)
+        sink.checkpoint(next_step, formation.generation, part, rank=formation.rank, whole=whole)
+
+    def _evaluate(self, formation: Formation, step: int, layout: str, sink: Sink) -> None:
+        parts = cut(len(self.data.test), formation.plan.shares)
+        first = sum(parts[: formation.rank])
+        sums = evaluate(
+            self.model,
+            self.data,
+            range(first, first + parts[formation.rank]),
+            device=self.device,
+            dtype=self.dtype,
+            layout=layout,
+            autocast=self._autocast,
+        )
+        sink.evaluation(
+            {"step": step, "generation": formation.generation, "rank": formation.rank}
+            | {"correct": sums.correct, "loss_sum": sums.loss_sum, "samples": sums.samples}
+        )

@@ -1,0 +1,156 @@
+"""What a strategy is: a frozen configuration with three faces.
+
+    plan      who gets how much of the batch                        pure
+    schedule  what one step does, as operations                     pure
+    run       what one rank does, as a program that yields steps    moves real bytes
+
+`run` is a generator: it owns its loop over `rank.batches` and yields after every step that
+is complete. The runtime drives it and does the rest (records, checkpoints, pauses). Since
+the published algorithms have no common list of hooks, there is none here: a program says
+with `rank.commit` and `rank.evaluate` when the state it leaves is one to go back to and one
+to judge.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from convoy.comm import Comm
+from convoy.cost.layers import NetworkFacts
+from convoy.cost.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One device that may become a rank."""
+
+    index: int
+    """Which of the crew's places it is."""
+    machine: str
+    device: str
+    """torch's name: "cpu", "cuda:0"."""
+    weight: float = 1.0
+    """Speed relative to the others; only proportions matter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is to be planned for."""
+
+    batch_size: int
+    """Samples per step over all ranks."""
+    workers: tuple[Worker, ...]
+    network: NetworkFacts
+    element_bytes: int = 4
+    """Bytes of one parameter: 4 for float32, 8 for float64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which workers take part, and each one's samples of a full batch."""
+
+    problem: Problem
+    """The problem with only the workers that take part, in order of rank."""
+    shares: tuple[int, ...]
+    """Samples per step of each rank; their sum is the batch size."""
+
+    def __post_init__(self) -> None:
+        assert sum(self.shares) == self.problem.batch_size
+        assert len(self.shares) == len(self.problem.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One rank's part of one step."""
+
+    step: int
+    inputs: Tensor
+    """[n, C, H, W] on the rank's device; one stand-in sample where `samples` is 0."""
+    targets: Tensor
+    """int64 [n]"""
+    samples: int
+    """Real samples in `inputs`: n, or 0."""
+    step_samples: int
+    """Samples of all ranks together."""
+    evaluates: bool
+    """Whether the network is to be judged after this step."""
+    ends_run: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """Work since the last commit that the ranks have not shared yet."""
+
+    samples: int = 0
+    """Samples this rank has trained on."""
+    step_samples: int = 0
+    """Samples all ranks together have trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """A step is done: all of its updates are in the rank's state."""
+
+    batch: Batch
+    loss_sum: Tensor
+    """Scalar: the sum of the loss over this rank's real samples."""
+
+
+@dataclass(kw_only=True)
+class Rank:
+    """What `run` gets to work with: this rank's place, state and services."""
+
+    comm: Comm
+    plan: Plan
+    device: torch.device
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    example: Batch
+    """One real sample that belongs to no step, for trying the model out."""
+    batches: Iterator[Batch]
+    """Ends when the run is complete, or pauses; its last batch is then the last step."""
+    loss: Callable[[nn.Module, Batch], Tensor]
+    """Sum of the loss over the batch's real samples (0, still differentiable, if none)."""
+    update: Callable[[Batch, Tensor], None]
+    """Check the loss, set the step's learning rate, and let the optimizer apply the gradients."""
+    commit: Callable[[int, bool], None]
+    """`commit(step, copy)`: every rank now holds the same state, with all steps before `step`
+    done, and it is what to go on from if a peer is lost. `copy` keeps a copy of it, which a
+    program needs whose state will differ between ranks until its next commit."""
+    diverge: Callable[[int, Pending], None]
+    """`diverge(step, pending)`: as `commit`, but ranks' states now differ, and what to go on
+    from stays the last commit."""
+    evaluate: Callable[[int], None]
+    """`evaluate(step)`: judge `model` on this rank's part of the test set, after `step`."""
+    regroups: Callable[[], bool]
+    """Once `batches` has ended: whether that is because the crew is about to re-form. A
+    program whose ranks' states differ brings them together then, or their work is lost."""
+    first_step: int = 0
+    pending: Pending
+    """Not empty only for a rank that goes on from a checkpoint of its own."""
+
+
+class Strategy(ABC):
+    """A way to distribute training. Subclasses are final, frozen keyword-only dataclasses."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for a list of strategies."""
+
+    @abstractmethod
+    def plan(self, problem: Problem) -> Plan:
+        """Decide who takes part and with how much. Raises UsageError where it cannot."""
+
+    @abstractmethod
+    def schedule(self, plan: Plan, step: int) -> Schedule:
+        """What a full-batch `step` does, counted from 0."""
+
+    @abstractmethod
+    def run(self, rank: Rank) -> Iterator[Completed]:
+        """Train: one yielded value per completed step."""

@@ -1,0 +1,152 @@
+"""`data`: every rank holds the network and takes a share of each batch; synchronous.
+
+    rank 0   forward ─ backward ────────┐ wait ┌ update
+                         └ bucket 1 ══╗ │      │
+                            bucket 2 ═╬═╪══════┤        ══ all-reduce of gradients,
+                         ┌ bucket 1 ══╝ │      │           overlapping backward
+    rank 1   forward ─ backward ────────┘      └ update
+
+The loss of a rank is the sum over its samples divided by the samples of the whole step, so
+gradients are weighted before they are sent and their sum is the gradient that one machine
+would compute, whatever the shares (Sakiyama et al.; Chavan & Kulkarni, algorithm 2, both
+with equal shares).
+
+DistributedDataParallel does the bucketing and the overlap; a communication hook replaces its
+averaging, which assumes equal shares, by a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from convoy.comm import peer_loss
+from convoy.cost.schedule import Collective, Compute, Schedule
+from convoy.strategies.base import Completed, Plan, Problem, Rank, Strategy
+from convoy.strategies.batch_norm import exchanged_bytes, synchronise_batch_norm
+from convoy.strategies.gradient_hooks import sum_gradients, sum_gradients_as_bfloat16
+from convoy.strategies.shares import share_of_each
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataParallel(Strategy):
+    """Synchronous data parallelism with shares in proportion to the workers' weights."""
+
+    name: ClassVar[str] = "data"
+    summary: ClassVar[str] = "the batch is cut by speed; gradients are summed every step"
+
+    wire: Literal["fp32", "bf16"] = "fp32"
+    """What gradients travel as: parameters' own precision, or bfloat16 (half the bytes)."""
+    batch_norm: Literal["sync", "local"] = "sync"
+    """`sync`: statistics over the whole batch, as one machine would take them. `local`: over
+    each rank's share, as plain DDP does; fewer messages, other mathematics."""
+
+    def plan(self, problem: Problem) -> Plan:
+        """Share the batch by weight, at least one sample per worker."""
+        weights = [worker.weight for worker in problem.workers]
+        return Plan(problem=problem, shares=share_of_each(problem.batch_size, weights))
+
+    def schedule(self, plan: Plan, step: int) -> Schedule:
+        """One all-reduce of all gradients, after the statistics of synchronised batch norm."""
+        del step  # every step is alike
+        problem, num_ranks = plan.problem, len(plan.shares)
+        ranks = tuple(range(num_ranks))
+        forwards = [
+            Compute(rank=r, phase="forward", samples=plan.shares[r], after=()) for r in ranks
+        ]
+        backwards = [
+            Compute(rank=r, phase="backward", samples=plan.shares[r], after=(r,)) for r in ranks
+        ]
+        exchanges: list[Collective] = []
+        gradient_bytes = 2 if self.wire == "bf16" else problem.element_bytes
+        payloads = [problem.network.num_parameters * gradient_bytes]
+        if self.batch_norm == "sync":
+            payloads += exchanged_bytes(problem.network.batch_norm_channels)
+        if num_ranks > 1:
+            exchanges = [
+                Collective(
+                    kind="all-reduce",
+                    ranks=ranks,
+                    payload_bytes=payload,
+                    after=tuple(range(num_ranks, 2 * num_ranks)),
+                )
+                for payload in payloads
+            ]
+        done = tuple(range(num_ranks, 2 * num_ranks + len(exchanges)))
+        updates = [Compute(rank=r, phase="update", samples=0, after=done) for r in ranks]
+        return (*forwards, *backwards, *exchanges, *updates)
+
+    def run(self, rank: Rank) -> Iterator[Completed]:
+        """Forward, backward with overlapping all-reduce, update; every step ends in agreement."""
+        model = self._replicate(rank)
+        for batch in rank.batches:
+            loss_sum = rank.loss(model, batch)
+            with peer_loss():
+                (loss_sum / batch.step_samples).backward()
+            rank.comm.settle()
+            rank.update(batch, loss_sum)
+            rank.commit(batch.step + 1, False)
+            if batch.evaluates:
+                rank.evaluate(batch.step)
+            yield Completed(batch=batch, loss_sum=loss_sum)
+
+    def _replicate(self, rank: Rank) -> nn.Module:
+        """The model as DDP wraps it; as it is where there is nobody to share with."""
+        if rank.comm.world_size == 1:
+            return rank.model
+        if self.batch_norm == "sync":
+            synchronise_batch_norm(rank.model, rank.comm)
+        replica = DistributedDataParallel(
+            rank.model,
+            device_ids=[rank.device] if rank.device.type == "cuda" else None,
+            broadcast_buffers=False,  # equal already, or meant to differ
+            init_sync=False,  # the crew has handed every rank the same state
+            gradient_as_bucket_view=True,
+            find_unused_parameters=bool(_unused_parameters(rank)),
+        )
+        hook = sum_gradients_as_bfloat16 if self.wire == "bf16" else sum_gradients
+        replica.register_comm_hook(rank.comm, hook)
+        _settle_buckets(rank, replica)
+        return replica
+
+
+def _unused_parameters(rank: Rank) -> list[str]:
+    """Names of the parameters that a forward pass leaves without a gradient.
+
+    DDP waits for every gradient unless it is told that some never come.
+    """
+    with _untouched(rank):
+        rank.loss(rank.model, rank.example).backward()
+        return [
+            name for name, p in rank.model.named_parameters() if p.requires_grad and p.grad is None
+        ]
+
+
+def _settle_buckets(rank: Rank, replica: nn.Module) -> None:
+    """Run one step that changes nothing, after which DDP's buckets keep their layout.
+
+    DDP lays its buckets out anew after the first backward pass. The order of a ring's
+    additions depends on the layout, so without this the first step after a resumption would
+    round otherwise than the same step of an undisturbed run.
+    """
+    with _untouched(rank), peer_loss():
+        rank.loss(replica, rank.example).backward()
+
+
+@contextmanager
+def _untouched(rank: Rank) -> Iterator[None]:
+    """Within it the model may run; afterwards its buffers and gradients are as before."""
+    buffers = {name: buffer.clone() for name, buffer in rank.model.named_buffers()}
+    rank.comm.step_samples = rank.example.samples
+    yield
+    with torch.no_grad():
+        for name, buffer in rank.model.named_buffers():
+            buffer.copy_(buffers[name])
+    rank.optimizer.zero_grad(set_to_none=True)
+    rank.comm.take()

@@ -1,0 +1,203 @@
+"""`averaging`: ranks run SGD on their own and average their parameters every H steps.
+
+                 ┌── H steps ──┐   ┌── H steps ──┐
+    rank 0   sync│step step ...│ A │step step ...│ A      A: all-reduce of parameters,
+    rank 1   sync│step step ...│ A │step step ...│ A         buffers and optimizer state,
+             └ sync_first      └───┘                         weighted by samples
+
+H = 'end' is 'parallel SGD': run alone, average once (Chavan & Kulkarni, algorithm 4;
+Zinkevich et al. 2010, algorithm 3). `sync_first` steps of synchronous SGD before the first
+local one make it post-local SGD (Lin et al. 2020, section 3).
+
+The optimizer's state (momentum, second moments) is averaged with the parameters: a momentum
+that belongs to other parameters would push the average away from where it stands. Averages
+are weighted by the samples that each rank trained on since the last one, so unequal shares
+count for what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from convoy.cost.schedule import Collective, Compute, Schedule
+from convoy.errors import UsageError
+from convoy.strategies.base import Completed, Pending, Plan, Problem, Rank, Strategy
+from convoy.strategies.shares import share_of_each
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterAveraging(Strategy):
+    """Local SGD with averages weighted by sample count."""
+
+    name: ClassVar[str] = "averaging"
+    summary: ClassVar[str] = "each rank trains alone; parameters are averaged every H steps"
+
+    average_every: int | Literal["end"] = 8
+    """H: steps between averages, or 'end' for one average when training ends."""
+    sync_first: int = 0
+    """Steps at the start with gradients summed every step, as `data` does."""
+
+    def __post_init__(self) -> None:
+        if self.average_every != "end" and self.average_every < 1:
+            raise UsageError(
+                f"--average-every {self.average_every}: expected 1 or more steps, or 'end'"
+            )
+        if self.sync_first < 0:
+            raise UsageError(f"--sync-first {self.sync_first}: expected 0 or more steps")
+
+    def plan(self, problem: Problem) -> Plan:
+        """Share each step's samples by weight, at least one per worker."""
+        weights = [worker.weight for worker in problem.workers]
+        return Plan(problem=problem, shares=share_of_each(problem.batch_size, weights))
+
+    def averages_after(self, step: int) -> bool:
+        """Whether an average follows `step` by the schedule (one always ends the run)."""
+        if step < self.sync_first or self.average_every == "end":
+            return False
+        return (step - self.sync_first + 1) % self.average_every == 0
+
+    def schedule(self, plan: Plan, step: int) -> Schedule:
+        """A step alone, or with gradients summed (`sync_first`), or with an average after it.
+
+        With plain SGD; each tensor of optimizer state per parameter travels as the parameters.
+        """
+        network, ranks = plan.problem.network, tuple(range(len(plan.shares)))
+        operations: list[Compute | Collective] = []
+        for rank in ranks:
+            samples, first = plan.shares[rank], len(operations)
+            operations += [
+                Compute(rank=rank, phase="forward", samples=samples),
+                Compute(rank=rank, phase="backward", samples=samples, after=(first,)),
+            ]
+        backwards = tuple(range(1, 2 * len(ranks), 2))
+        synchronous = len(ranks) > 1 and step < self.sync_first
+        if synchronous:
+            payload = network.num_parameters * plan.problem.element_bytes
+            operations.append(
+                Collective(kind="all-reduce", ranks=ranks, payload_bytes=payload, after=backwards)
+            )
+        first_update = len(operations)
+        operations += [
+            Compute(
+                rank=rank,
+                phase="update",
+                samples=0,
+                after=(2 * len(ranks),) if synchronous else (backwards[rank],),
+            )
+            for rank in ranks
+        ]
+        if len(ranks) > 1 and self.averages_after(step):
+            elements = network.num_parameters + network.num_buffers
+            operations.append(
+                Collective(
+                    kind="all-reduce",
+                    ranks=ranks,
+                    payload_bytes=elements * plan.problem.element_bytes,
+                    after=tuple(range(first_update, first_update + len(ranks))),
+                )
+            )
+        return tuple(operations)
+
+    def run(self, rank: Rank) -> Iterator[Completed]:
+        """Local steps; an average every H of them, and one after the last."""
+        alone = rank.comm.world_size == 1
+        pending = rank.pending
+        step = rank.first_step
+        if pending == Pending():
+            rank.commit(step, not alone)
+        for batch in rank.batches:
+            loss_sum = rank.loss(rank.model, batch)
+            if alone or batch.step < self.sync_first:
+                (loss_sum / batch.step_samples).backward()
+                _sum_gradients(rank)
+                rank.update(batch, loss_sum)
+            else:
+                if batch.samples:
+                    (loss_sum / batch.samples).backward()
+                    rank.update(batch, loss_sum)
+                pending = Pending(
+                    samples=pending.samples + batch.samples,
+                    step_samples=pending.step_samples + batch.step_samples,
+                )
+            if self.averages_after(batch.step) or batch.ends_run:
+                pending = _average_all(rank, pending)
+            step = batch.step + 1
+            if pending == Pending():
+                rank.commit(step, not alone)
+            else:
+                rank.diverge(step, pending)
+            if batch.evaluates:
+                with _as_average(rank, pending):
+                    rank.evaluate(batch.step)
+            yield Completed(batch=batch, loss_sum=loss_sum)
+        if pending != Pending() and rank.regroups():
+            _average_all(rank, pending)
+            rank.commit(step, True)
+
+
+def _sum_gradients(rank: Rank) -> None:
+    """Sum the ranks' gradients, weighted already by the divisor of the loss. Blocks."""
+    if rank.comm.world_size == 1:
+        return
+    gradients = [
+        p.grad if p.grad is not None else torch.zeros_like(p)
+        for p in rank.model.parameters()
+        if p.requires_grad
+    ]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    rank.comm.all_reduce(flat)
+    trainable = [p for p in rank.model.parameters() if p.requires_grad]
+    for p, part in zip(trainable, flat.split([g.numel() for g in gradients]), strict=True):
+        p.grad = part.view_as(p)
+
+
+def _averaged_tensors(rank: Rank) -> list[Tensor]:
+    """What an average covers: parameters, floating-point buffers, optimizer state."""
+    tensors = [p.data for p in rank.model.parameters() if p.requires_grad]
+    tensors += [b for b in rank.model.buffers() if b.is_floating_point()]
+    for parameter in rank.model.parameters():
+        state = rank.optimizer.state.get(parameter, {})
+        tensors += [state[key] for key in sorted(state) if isinstance(state[key], Tensor)]
+    return tensors
+
+
+@torch.no_grad()
+def _average(tensors: list[Tensor], rank: Rank, weight: float) -> None:
+    """Replace `tensors` by their average over ranks, in place; weights sum to 1. Blocks."""
+    if rank.comm.world_size == 1:
+        return
+    dtype = next(t.dtype for t in tensors)
+    flat = torch.cat([t.reshape(-1).to(dtype) for t in tensors]) * weight
+    rank.comm.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        # A 0-dimensional state counts updates; it stays a whole number.
+        tensor.copy_((part.round() if tensor.dim() == 0 else part).view(tensor.shape))
+
+
+def _average_all(rank: Rank, pending: Pending) -> Pending:
+    """Average everything, weighted by the samples of `pending`; nothing is pending then."""
+    if pending != Pending():
+        _average(_averaged_tensors(rank), rank, pending.samples / pending.step_samples)
+    return Pending()
+
+
+@contextmanager
+def _as_average(rank: Rank, pending: Pending) -> Iterator[None]:
+    """Within it the model is the average that training would return if it ended here."""
+    if pending == Pending():
+        yield
+        return
+    tensors = [p.data for p in rank.model.parameters() if p.requires_grad]
+    tensors += [b for b in rank.model.buffers() if b.is_floating_point()]
+    own = [t.clone() for t in tensors]
+    _average(tensors, rank, pending.samples / pending.step_samples)
+    yield
+    with torch.no_grad():
+        for tensor, value in zip(tensors, own, strict=True):
+            tensor.copy_(value)

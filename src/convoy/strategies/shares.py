@@ -1,0 +1,48 @@
+"""Cutting a whole number of samples into integer shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from convoy.errors import UsageError
+
+
+def cut(count: int, weights: Sequence[float]) -> list[int]:
+    """Integer parts in proportion to `weights` that sum to `count`, exactly.
+
+    Largest remainders (Hamilton's method); ties go to the lower index.
+    """
+    if count < 0 or not weights or any(w < 0 for w in weights) or sum(weights) <= 0:
+        raise UsageError(
+            f"cannot cut {count} samples by weights {list(weights)}: expected non-negative "
+            "weights, at least one of them above zero"
+        )
+    total = sum(weights)
+    exact = [count * w / total for w in weights]
+    parts = [int(e) for e in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda i: (parts[i] - exact[i], i))
+    for i in by_remainder[: count - sum(parts)]:
+        parts[i] += 1
+    return parts
+
+
+def share_of_each(batch_size: int, weights: Sequence[float]) -> tuple[int, ...]:
+    """Shares of a batch in proportion to `weights`, at least one sample each.
+
+    Raises:
+        UsageError: there are fewer samples than ranks.
+    """
+    num_ranks = len(weights)
+    if batch_size < num_ranks:
+        raise UsageError(
+            f"a batch of {batch_size} cannot be shared by {num_ranks} workers: each needs at "
+            f"least one sample per step. Use --batch-size {num_ranks} or more, or --workers "
+            f"{batch_size}"
+        )
+    if any(weight <= 0 for weight in weights):
+        raise UsageError(f"shares must be above zero, got {', '.join(f'{w:g}' for w in weights)}")
+    parts = cut(batch_size, weights)
+    while 0 in parts:  # a very slow rank still takes one, from whoever has the most
+        parts[parts.index(max(parts))] -= 1
+        parts[parts.index(0)] += 1
+    return tuple(parts)

@@ -1,0 +1,50 @@
+"""`single`: one device does everything. The baseline that any distribution has to beat.
+
+forward ─▶ backward ─▶ update
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from convoy.cost.schedule import Compute, Schedule
+from convoy.strategies.base import Completed, Plan, Problem, Rank, Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single(Strategy):
+    """Train on the worker with the highest weight; the others stay out."""
+
+    name: ClassVar[str] = "single"
+    summary: ClassVar[str] = "one device, the baseline"
+
+    def plan(self, problem: Problem) -> Plan:
+        """Choose the fastest worker (the first of equals)."""
+        fastest = max(problem.workers, key=lambda worker: worker.weight)
+        return Plan(
+            problem=replace(problem, workers=(fastest,)),
+            shares=(problem.batch_size,),
+        )
+
+    def schedule(self, plan: Plan, step: int) -> Schedule:
+        """Forward, backward, update, one after another. Nothing is sent."""
+        del step  # every step is alike
+        samples = plan.shares[0]
+        return (
+            Compute(rank=0, phase="forward", samples=samples),
+            Compute(rank=0, phase="backward", samples=samples, after=(0,)),
+            Compute(rank=0, phase="update", samples=0, after=(1,)),
+        )
+
+    def run(self, rank: Rank) -> Iterator[Completed]:
+        """Plain PyTorch."""
+        for batch in rank.batches:
+            loss_sum = rank.loss(rank.model, batch)
+            (loss_sum / batch.step_samples).backward()
+            rank.update(batch, loss_sum)
+            rank.commit(batch.step + 1, False)
+            if batch.evaluates:
+                rank.evaluate(batch.step)
+            yield Completed(batch=batch, loss_sum=loss_sum)
