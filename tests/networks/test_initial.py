@@ -72,12 +72,16 @@ def test_signals_neither_die_nor_explode(name: str, shape: tuple[int, int, int])
 
 
 @pytest.mark.parametrize("name", ["lenet5", "lenet", "cifar10-quick", "cifar10-full"])
-def test_a_few_steps_learn_by_heart(name: str) -> None:
+def test_a_few_steps_learn(name: str) -> None:
+    """Noisy copies of four smooth pictures. torch's own first weights take twice the steps."""
     network = make(name, (1, 16, 16), 4)
-    x = torch.randn(16, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
     targets = torch.arange(16) % 4
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
-    for _ in range(40):
+    pictures = F.interpolate(torch.randn(4, 1, 4, 4, generator=generator), 16, mode="bilinear")
+    x = pictures[targets] / pictures.std()
+    x = x + 0.3 * torch.randn(x.shape, generator=generator)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    for _ in range(30):
         optimizer.zero_grad()
         loss = F.cross_entropy(network(x), targets)
         loss.backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -52,8 +53,10 @@ def test_unknown_names(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["marques", "marques:", "marques:50", "marques:50:", "marques:0:5", "marques:K1:K2"]
-    + ["marques:5:5:5", "marques:-1:5", "marques:5:5 ", "marques:a:b", "marques:٥:٥"],
+    [
+        *("marques", "marques:", "marques:50", "marques:50:", "marques:0:5", "marques:K1:K2"),
+        *("marques:5:5:5", "marques:-1:5", "marques:5:5 ", "marques:a:b", "marques:٥:٥"),
+    ],
 )
 def test_malformed_marques(name: str) -> None:
     refused(
@@ -143,6 +146,20 @@ def test_a_class_or_an_attribute_is_a_function_too(user_module: UserModule) -> N
     assert isinstance(build("torch.nn:Identity", input_shape=SHAPE, num_classes=2), nn.Identity)
 
 
+def test_the_function_itself() -> None:
+    def make(num_classes: int) -> nn.Module:
+        return nn.Linear(2, num_classes)
+
+    for function in (make, functools.partial(make)):
+        network = build(function, input_shape=SHAPE, num_classes=6)
+        assert isinstance(network, nn.Linear)
+        assert network.out_features == 6
+    with pytest.raises(UsageError, match="network 'partial': the function returned nothing"):
+        build(functools.partial(lambda: None), input_shape=SHAPE, num_classes=6)
+    with pytest.raises(UsageError, match="network 'make': num_classes is 0"):
+        build(make, input_shape=SHAPE, num_classes=0)
+
+
 def test_module_not_found(user_module: UserModule) -> None:
     user_module("")
     refused("no_such_module_of_a_user:make", "module 'no_such_module_of_a_user' not found")
@@ -179,8 +196,8 @@ def test_a_function_that_needs_more(user_module: UserModule) -> None:
     user_module("def make(num_classes, depth): pass")
     refused(
         "nets_of_a_user:make",
-        "cannot call make(num_classes, depth): missing a required argument: 'depth'; it may "
-        "require input_shape and num_classes, nothing else",
+        "missing a required argument: 'depth', and (num_classes, depth) are its parameters; it "
+        "may require input_shape and num_classes, nothing else",
     )
 
 
@@ -192,7 +209,7 @@ def test_a_function_that_fails(user_module: UserModule) -> None:
 
 def test_convoys_own_errors_pass_through(user_module: UserModule) -> None:
     user_module("from convoy.errors import ConvoyError\ndef make(): raise ConvoyError('say this')")
-    with pytest.raises(ConvoyError, match="^say this$"):
+    with pytest.raises(ConvoyError, match=r"^say this$"):
         build("nets_of_a_user:make", input_shape=SHAPE, num_classes=10)
 
 

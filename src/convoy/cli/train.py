@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,7 +136,8 @@ def train(
         options["dataset"] = options.pop("data")
     output = console(as_json=json)
     output.quiet = os.environ.get("RANK", "0") != "0"
-    with Watcher(output) as watcher:
+    quiet_stdout = redirect_stdout(sys.stderr) if json else nullcontext()
+    with quiet_stdout, Watcher(output) as watcher:
         result = api.train(**options, observer=watcher, verbose=verbose)
     if result is None:  # another rank reports
         return

@@ -18,9 +18,7 @@ def meet(rank: int, world_size: int, port: int, timeout_s: float) -> dict[str, f
     """Meet the others at the store on loopback's `port` and all-reduce `rank` + 1."""
     timeout = timedelta(seconds=timeout_s)
     started = time.perf_counter()
-    store = dist.TCPStore(  # type: ignore[attr-defined]  # torch exports it without saying so
-        "127.0.0.1", port, is_master=False, timeout=timeout
-    )
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timeout)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
     tensor = torch.full((1,), rank + 1.0)
     dist.all_reduce(tensor)  # the first one also connects the pairs

@@ -161,7 +161,7 @@ def hold_meeting(world_size: int, timeout_s: float) -> Meeting:
         return Meeting(wall_s=0.0, results=("no loopback interface is up",) * world_size)
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": loopback[0], "OMP_NUM_THREADS": "1"}
     # Port 0: the system gives one that is free, and the store holds it before anyone asks.
-    store = dist.TCPStore(  # type: ignore[attr-defined]  # torch exports it without saying so
+    store = dist.TCPStore(
         "127.0.0.1",
         0,
         is_master=True,

@@ -1,6 +1,6 @@
 """A small network for facial expressions: 2,345,607 parameters for 1x48x48 and 7 classes.
 
-Source: B. Atul, "Emotion detection using deep learning",
+Source: Atul Balaji, "Emotion detection using deep learning",
 https://github.com/atulapra/Emotion-detection (src/emotions.py), trained on FER-2013; it is
 widely copied and reports 63.2 % on that data set. Keras starts from Glorot's uniform weights,
 this from He's (see `initial`).

@@ -2,7 +2,7 @@
 
 The networks from Caffe were published with gaussians of fixed width (0.0001, 0.01, 0.1;
 biases up to 1), chosen for pixels of 0..255 less their mean. Convoy's pixels are normalised
-to about unit variance, some 70 times smaller, and with those widths signal and gradient
+to about unit variance, some 60 times smaller, and with those widths signal and gradient
 would all but vanish. So every rectifier network here starts as He et al. derived, which
 keeps a unit variance through the layers; architectures are as published.
 """

@@ -1,7 +1,7 @@
 """Caffe's LeNet: 431,080 parameters for 1x28x28 and 10 classes.
 
-Source: Caffe, examples/mnist/lenet_train_test.prototxt. It is a rectifier away from a
-linear network: only `ip1` is followed by one, the poolings do the rest.
+Source: Caffe, examples/mnist/lenet_train_test.prototxt. Only `ip1` is rectified;
+between the convolutions, max pooling alone is not linear.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Source: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, "Gradient-based learning 
 document recognition", Proceedings of the IEEE 86 (11), 1998, section II.B, table I, appendix A.
 
 One part is replaced: the output layer of Euclidean radial basis functions with fixed 7x12
-bitmaps of ASCII characters, which exist for ten digits only. A dense layer of 84 to the
+bitmaps of characters, which say nothing about other classes than digits. A dense layer of 84 to the
 classes stands there, so that the network puts out logits as all others do.
 """
 
@@ -66,7 +66,8 @@ class TableConv2d(nn.Module):
     [N, C, H, W] to [N, len(table), H - kernel + 1, W - kernel + 1]. `weight` holds the kernels
     of the connections that exist, [connections, kernel, kernel], by output map, then input map.
     The forward pass lays them out densely, zeros between, since one dense convolution is faster
-    than sixteen small ones.
+    than sixteen small ones. Which kernel goes where is in two buffers that no state_dict holds:
+    a network built on "meta" cannot be brought to life by to_empty().
     """
 
     outputs: Tensor
@@ -134,7 +135,7 @@ def _side_after_s4(side: int) -> int:
 def _initialise(network: nn.Module) -> None:
     """Uniform weights of variance 1 / fan-in, biases 0.
 
-    Source: LeCun, Bottou, Orr & Müller, "Efficient BackProp", 1998, equation 16, made for this
+    Source: LeCun, Bottou, Orr & Müller, "Efficient BackProp", 1998, section 4.6, made for this
     tanh. The paper on LeNet-5 has +-2.4 / fan-in (appendix A) together with a learning rate per
     weight from second derivatives; with one rate for all, training then stands still at first.
     """

@@ -56,9 +56,12 @@ class Sailor:
 class Recovery:
     """A crew was lost, and how long it took until work went on."""
 
+    generation: int
+    """The crew that was lost."""
     step: int
     lost: list[str]
     noticed: float
+    """time.monotonic()"""
     seconds: float | None = None
 
 
@@ -233,7 +236,12 @@ class Crew:
         """Somebody is gone: have the others stop at once and say where they are."""
         assert self.formation is not None
         self.recoveries.append(
-            Recovery(step=self.journal.last_step + 1, lost=[], noticed=time.monotonic())
+            Recovery(
+                generation=self.generation,
+                step=self.journal.last_step + 1,
+                lost=[],
+                noticed=time.monotonic(),
+            )
         )
         for sailor in self._sailors:
             if sailor.outcome is None:
@@ -252,13 +260,13 @@ class Crew:
         dead = [s for s in self._sailors if s.pid is None]
         self._sailors = [s for s in self._sailors if s.pid is not None]
         candidates = [s for s in self._sailors if s.outcome and s.outcome.step is not None]
-        best = max(candidates, key=lambda s: s.outcome.step or 0, default=None)
+        best = max(candidates, key=_committed, default=None)
         saved = self.journal.last_checkpoint
-        step = best.outcome.step if best and best.outcome else None
-        if step is None or (saved is not None and saved.step > step):
+        step = _committed(best) if best else -1
+        if best is None or (saved is not None and saved.step > step):
             step, best = (saved.step if saved else 0), None
         self.journal.settle(self.formation.generation, step)
-        if dead or (self.recoveries and self.recoveries[-1].seconds is None):
+        if self.recoveries and self.recoveries[-1].generation == self.generation:
             self._report(dead, step)
         for sailor in dead:
             self._replace(sailor)
@@ -360,14 +368,23 @@ class Crew:
     def _note_progress(self) -> None:
         """Close the account of a recovery once the next crew has done a step."""
         done = self.journal.first_step_done_s
-        if self.recoveries and self.recoveries[-1].seconds is None and done is not None:
-            self.recoveries[-1].seconds = done - self.recoveries[-1].noticed
+        recovery = self.recoveries[-1] if self.recoveries else None
+        if recovery is None or recovery.seconds is not None or done is None:
+            return
+        if recovery.generation < self.generation:
+            recovery.seconds = done - recovery.noticed
 
     def _foreign(self, error: RayTaskError, where: str) -> ConvoyError:
         cause = error.cause
         if isinstance(cause, ConvoyError):
             return cause
         return CrewError(f"{where} failed: {describe(error)}\n{error}")
+
+
+def _committed(sailor: Sailor) -> int:
+    """The step that `sailor`'s state goes on from; -1 where it has none to offer."""
+    step = sailor.outcome.step if sailor.outcome else None
+    return -1 if step is None else step
 
 
 def _backend(sailors: Sequence[Sailor]) -> str:

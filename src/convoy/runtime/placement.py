@@ -8,9 +8,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -204,6 +206,17 @@ def _connect(address: str, cluster: Cluster | None, *, verbose: bool) -> None:
         ) from None
 
 
+def _silence_raylet() -> None:
+    """Keep what Ray says of lost workers off the terminal: the crew says it in its own words.
+
+    Ray prints these whatever `log_to_driver` is; its filter for repeated lines can drop them.
+    """
+    ray_logging = importlib.import_module("ray._private.ray_logging")
+    filter_ = getattr(ray_logging, "stdout_deduplicator", None)
+    if filter_ is not None and hasattr(filter_, "skip_re"):
+        filter_.skip_re = re.compile("")
+
+
 def _start(arguments: dict[str, object], *, verbose: bool) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, object] = {"log_to_driver": verbose, "include_dashboard": False}
@@ -216,3 +229,5 @@ def _start(arguments: dict[str, object], *, verbose: bool) -> None:
     else:
         del quiet["include_dashboard"]
         ray.init(**arguments, **quiet)
+    if not verbose:
+        _silence_raylet()

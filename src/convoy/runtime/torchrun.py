@@ -115,8 +115,12 @@ def _lead(
         source_rank=source,
         layout=journal.layout,
     )
-    orders = {"generation": formation.generation, "first_step": formation.first_step}
-    orders |= {"source_rank": source, "layout": formation.layout}
+    orders = {
+        "generation": formation.generation,
+        "first_step": formation.first_step,
+        "source_rank": source,
+        "layout": formation.layout,
+    }
     store.set("orders", json.dumps(orders))
     announce(preparation, plan, observer)
     journal.begin(formation)
@@ -299,7 +303,7 @@ class _Inbox:
 
 def _send_part(store: dist.Store, key: str, part: Part) -> None:
     store.set(f"{key}/pending", json.dumps([part.pending.samples, part.pending.step_samples]))
-    store.set(f"{key}/tensors", save_tensors(part.tensors))
+    store.set(f"{key}/tensors", save_tensors(part.tensors))  # type: ignore[arg-type]
 
 
 def _receive_part(store: dist.Store, key: str) -> Part:

@@ -199,6 +199,9 @@ class Trainee:
             sink.record(place | clock.record(batch, completed.loss_sum))
             if self._checkpoint_due(batch):
                 self.send_checkpoint(next_step, formation, sink)
+        if formation.first_step == self.num_steps:  # a rank was lost after the last step
+            self._evaluate(formation, self.num_steps - 1, layout, sink)
+            self.send_checkpoint(next_step, formation, sink)
         if gate.reason == "checkpoint" and next_step < self.num_steps:
             self.send_checkpoint(next_step, formation, sink)
         return next_step

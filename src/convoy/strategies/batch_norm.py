@@ -61,7 +61,7 @@ class CrewBatchNorm(_BatchNorm):
         use_batch = self.training or self.running_mean is None
         if self.comm.world_size == 1 or not use_batch:
             return super().forward(input)
-        output, mean, variance, count = _Normalise.apply(
+        output, mean, variance, count = _Normalise.apply(  # type: ignore[no-untyped-call]
             input, self.weight, self.bias, self.eps, self.comm
         )
         if self.training and self.running_mean is not None:
