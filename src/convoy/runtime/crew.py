@@ -103,6 +103,7 @@ class Crew:
         fruitless = 0
         try:
             self._await_ready(self._sailors)
+            self.journal.timeline.mark("ranks")
             while True:
                 self._form(step, source, checkpoint)
                 assert self.formation is not None
@@ -268,13 +269,15 @@ class Crew:
         self.journal.settle(self.formation.generation, step)
         if self.recoveries and self.recoveries[-1].generation == self.generation:
             self._report(dead, step)
+        if not self._sailors and not self._joining:
+            raise CrewError(
+                f"every rank is lost; the last step done is {self.journal.last_step}. Go on "
+                f"from the newest checkpoint with --resume {self.journal.folder.path}"
+            )
+        if not self._sailors:  # those that were on their way go on from the checkpoint
+            self._await_ready(self._joining)
         for sailor in dead:
             self._replace(sailor)
-        if not self._sailors:
-            raise CrewError(
-                f"every rank is lost; the last step done is {step - 1}. Go on from the newest "
-                f"checkpoint with --resume {self.journal.folder.path}"
-            )
         ready = [s for s in self._joining if s.pid is not None]
         self._joining = [s for s in self._joining if s.pid is None]
         source = self._sailors.index(best) if best else None

@@ -20,6 +20,7 @@ from convoy.runtime.run_folder import RunFolder
 from convoy.runtime.sampler import GlobalOrder
 from convoy.runtime.settings import TrainSettings, to_values
 from convoy.runtime.tensorboard import Board
+from convoy.runtime.timeline import Timeline
 from convoy.version import __version__
 
 Event = tuple[str, dict[str, Any]]
@@ -60,6 +61,7 @@ class Journal:
         order: GlobalOrder,
         num_steps: int,
         observer: Observer,
+        timeline: Timeline,
     ) -> None:
         self.folder = folder
         self.board = Board(folder.tensorboard)
@@ -72,6 +74,7 @@ class Journal:
         """The last step that is complete on all ranks."""
         self.first_step_done_s: float | None = None
         """When (time.monotonic) the present crew's first step was known to be done."""
+        self.timeline = timeline
         self._settings = settings
         self._num_steps = num_steps
         self._observer = observer
@@ -118,6 +121,7 @@ class Journal:
     def _completed(self, steps: Iterable[StepSummary]) -> None:
         for step in steps:
             self.last_step = max(self.last_step, step.step)
+            self.timeline.mark("first step")
             if self.first_step_done_s is None and self._formation is not None:
                 self.first_step_done_s = time.monotonic()
             self.board.step(step)

@@ -29,6 +29,7 @@ from convoy.runtime.records import read_steps
 from convoy.runtime.run_folder import RunFolder, create_run_folder, host_facts, open_run_folder
 from convoy.runtime.sampler import GlobalOrder
 from convoy.runtime.settings import TrainSettings
+from convoy.runtime.timeline import Timeline
 from convoy.runtime.training import build_network, num_steps, open_data
 from convoy.strategies import Plan, Problem, Worker
 
@@ -48,6 +49,7 @@ class Preparation:
     element_bytes: int
     begun: float
     """time.perf_counter() at the start."""
+    timeline: Timeline
 
     @property
     def settings(self) -> TrainSettings:
@@ -65,6 +67,7 @@ def run_with_crew(job: Job, observer: Observer, *, verbose: bool = False) -> res
     preparation = prepare(job, observer)
     settings = preparation.settings
     with Interrupt() as interrupt, places(settings, verbose=verbose) as found:
+        preparation.timeline.mark("ray")
         plan = make_plan(preparation, [place.worker() for place in found])
         announce(preparation, plan, observer)
         journal = open_journal(preparation, observer)
@@ -104,6 +107,7 @@ def open_journal(preparation: Preparation, observer: Observer) -> Journal:
         preparation.order,
         preparation.num_steps,
         observer,
+        preparation.timeline,
     )
     if preparation.start is not None:
         journal.last_checkpoint = preparation.start
@@ -115,6 +119,8 @@ def open_journal(preparation: Preparation, observer: Observer) -> Journal:
 def prepare(job: Job, observer: Observer) -> Preparation:
     """Check the job against its data, and make or open its run folder."""
     begun = time.perf_counter()
+    timeline = Timeline()
+    timeline.mark("imports")
     settings = job.settings
     data = open_data(job)
     order = GlobalOrder(
@@ -135,6 +141,7 @@ def prepare(job: Job, observer: Observer) -> Preparation:
         folder = create_run_folder(settings)
     folder.write_settings(replace(settings, resume=None, out=folder.path))
     folder.write_json("host.json", host_facts(settings))
+    timeline.mark("data and network")
     return Preparation(
         job=job,
         folder=folder,
@@ -146,6 +153,7 @@ def prepare(job: Job, observer: Observer) -> Preparation:
         num_steps=steps,
         element_bytes=8 if settings.precision == "fp64" else 4,
         begun=begun,
+        timeline=timeline,
     )
 
 
@@ -250,6 +258,7 @@ def conclude(
         slowest=results.slowest(ranks),
         ranks=ranks,
         recoveries=[{"step": r.step, "lost": r.lost, "seconds": r.seconds} for r in recoveries],
+        startup_s=preparation.timeline.phases(),
         folder=folder.path,
     )
     meta = {

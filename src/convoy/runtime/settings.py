@@ -7,6 +7,7 @@ Names are those of the flags with underscores for hyphens; a TOML file may use e
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tomllib
 from collections.abc import Mapping
@@ -100,11 +101,11 @@ class TrainSettings:
             *("threads_per_worker", "lr", "timeout_s", "lr_gamma", "lr_step_epochs"),
         ):
             value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
+            if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{flag(name)} {value}: expected a number above 0")
         for name in ("warmup", "weight_decay", "momentum", "seed"):
             value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
+            if not 0 <= value < math.inf:
                 raise UsageError(f"{flag(name)} {value}: expected 0 or more")
         if self.epochs is not None and self.steps is not None:
             raise UsageError("--epochs and --steps say the same thing twice: give one of them")
@@ -112,7 +113,7 @@ class TrainSettings:
             raise UsageError(
                 "--workers is for this machine alone and --cluster for several: give one of them"
             )
-        if self.shares is not None and any(s <= 0 for s in self.shares):
+        if self.shares is not None and not all(0 < s < math.inf for s in self.shares):
             raise UsageError(
                 f"--shares {','.join(f'{s:g}' for s in self.shares)}: expected numbers above 0"
             )
@@ -136,29 +137,25 @@ def settings_from(values: Mapping[str, Any], *, source: str) -> TrainSettings:
     own = {f.name for f in fields(TrainSettings)}
     of_strategies = {f.name for s in STRATEGIES.values() for f in fields(s)}  # type: ignore[arg-type]
     typed: dict[str, Any] = {}
-    options: dict[str, Any] = dict(values.get("strategy_options", {}))
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name == "strategy_options":
-            continue
+    given = {key.replace("-", "_"): value for key, value in values.items()}
+    options = _table(given.pop("strategy_options", {}), source)
+    for name, value in given.items():
         if name in own:
             typed[name] = _typed(name, value, hints[name], source)
         elif name in of_strategies:
             options[name] = value
         else:
-            raise UnknownNameError(f"option in {source}", key, own | of_strategies)
+            raise UnknownNameError(f"option in {source}", name, own | of_strategies)
     return TrainSettings(**typed, strategy_options=options)
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """The keys and values of a TOML file of settings, names with underscores."""
     try:
-        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read --config {path}: {error.strerror}") from None
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     return {key.replace("-", "_"): value for key, value in values.items()}
 
@@ -203,9 +200,16 @@ def _typed(name: str, value: Any, hint: Any, source: str) -> Any:
 
 def _shares(value: Any, source: str) -> tuple[float, ...]:
     parts = value.split(",") if isinstance(value, str) else value
-    try:
-        return tuple(float(part) for part in parts)
-    except (TypeError, ValueError):
-        raise UsageError(
-            f"--shares in {source}: expected numbers separated by commas, as in 2,1; got {value!r}"
-        ) from None
+    with contextlib.suppress(TypeError, ValueError):
+        shares = tuple(float(part) for part in parts if not isinstance(part, bool))
+        if shares and len(shares) == len(parts):
+            return shares
+    raise UsageError(
+        f"--shares in {source}: expected numbers separated by commas, as in 2,1; got {value!r}"
+    )
+
+
+def _table(value: Any, source: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"--strategy-options in {source}: expected a table, got {value!r}")
+    return {key.replace("-", "_"): option for key, option in value.items()}

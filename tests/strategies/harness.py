@@ -1,0 +1,248 @@
+"""Strategies over real ranks: processes that meet through Gloo on the loopback interface.
+
+    report, *_ = crew.run(job_for(network="plain", strategy="data"), weights=(1, 2, 5))
+    report.state, report.records, report.outcome
+
+Starting a process takes seconds, so a `Crew` keeps its processes and gives them one job after
+another, each formation under a store of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+from convoy.cost.layers import facts_of
+from convoy.runtime.formation import Formation, Job, Outcome, Part
+from convoy.runtime.settings import TrainSettings
+from convoy.runtime.state import Tensors
+from convoy.strategies import Plan, Problem, Worker, make_strategy
+
+from . import small_networks
+
+TIMEOUT_S = 60.0
+_WORKER = Path(__file__).with_name("worker.py")
+
+
+def job_for(
+    network: str = "plain",
+    strategy: str = "data",
+    options: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Job:
+    """A short training: 7 steps of 8, 8, 2, 8, 8, 2 and 8 samples in double precision."""
+    values: dict[str, Any] = {"batch_size": 8, "steps": 7, "lr": 0.1, "seed": 3}
+    values |= {"precision": "fp64", "memory_format": "contiguous", "timeout_s": 30.0}
+    return Job(
+        settings=TrainSettings(strategy=strategy, **(values | settings)),
+        strategy=make_strategy(strategy, options or {}),
+        network=f"small_networks:{network}",
+        dataset=small_networks.DATA,
+    )
+
+
+def network_of(job: Job) -> Any:
+    """The job's network, with torch's own first weights."""
+    assert isinstance(job.network, str)
+    return getattr(small_networks, job.network.partition(":")[2])()
+
+
+def plan_of(job: Job, weights: Sequence[float]) -> Plan:
+    """The plan of the job's strategy for workers of these weights."""
+    workers = tuple(
+        Worker(index=i, machine=f"m{i}", device="cpu", weight=w) for i, w in enumerate(weights)
+    )
+    problem = Problem(
+        batch_size=job.settings.batch_size,
+        workers=workers,
+        network=facts_of(network_of(job)),
+        element_bytes=8 if job.settings.precision == "fp64" else 4,
+    )
+    return job.strategy.plan(problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halt:
+    """Where one rank stops and says so, until it is killed or told to go on.
+
+    `place` is "forward" or "backward", in the middle of that pass of `step`, or "record", once
+    `step` is done.
+    """
+
+    rank: int
+    place: str
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a rank leaves when its part in a formation has ended."""
+
+    rank: int
+    outcome: Outcome
+    state: Tensors
+    """As `convoy.runtime.state` packs it."""
+    records: list[dict[str, Any]]
+    checkpoints: list[tuple[int, Part, bool]]
+    """Step, part, and whether it stands for every rank."""
+    evaluations: list[dict[str, Any]]
+
+
+class Member:
+    """One process, seen from the tests."""
+
+    def __init__(self) -> None:
+        self._pipe, theirs = Pipe()
+        variables = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, str(_WORKER), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=variables,
+            )
+        self._backlog: list[tuple[str, Any]] = []
+
+    def ask(self, verb: str, **arguments: Any) -> Any:
+        """Call a method of the worker and return what it returns."""
+        self._pipe.send_bytes(pickle.dumps((verb, arguments)))
+        return self.expect("reply")
+
+    def expect(self, kind: str) -> Any:
+        """The next message of this kind; others wait for their turn."""
+        deadline = time.monotonic() + TIMEOUT_S
+        for at, message in enumerate(self._backlog):
+            if message[0] == kind:
+                return self._backlog.pop(at)[1]
+        while True:
+            if not self._pipe.poll(max(0.0, deadline - time.monotonic())):
+                raise TimeoutError(f"process {self.process.pid} sent no {kind!r}")
+            message = pickle.loads(self._pipe.recv_bytes())
+            if message[0] == "error":
+                raise AssertionError(f"process {self.process.pid} failed:\n{message[1]}")
+            if message[0] == kind:
+                return message[1]
+            self._backlog.append(message)
+
+    def kill(self) -> None:
+        """End the process as a power cut would."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait(timeout=10)
+        self._pipe.close()
+
+    def end(self) -> None:
+        """Let the process end, or make it."""
+        self._pipe.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.kill(self.process.pid, signal.SIGKILL)
+            self.process.wait(timeout=10)
+
+
+class Formed:
+    """A formation under way."""
+
+    def __init__(self, members: Sequence[Member], halt: Halt | None) -> None:
+        self._members, self._halt = list(members), halt
+
+    def await_halt(self) -> None:
+        """Wait until the rank that is to halt has done so."""
+        assert self._halt is not None
+        self._members[self._halt.rank].expect("halted")
+
+    def go_on(self) -> None:
+        """Wake the rank that has halted."""
+        assert self._halt is not None
+        self._members[self._halt.rank].ask("go_on")
+
+    def kill(self, rank: int) -> None:
+        """End a rank's process; it will not report."""
+        self._members.pop(rank).kill()
+
+    def hold(self) -> list[int]:
+        """Hold every rank's gate; the last step that each has begun."""
+        return [member.ask("hold") for member in self._members]
+
+    def release(self, stop_before: int, reason: str = "checkpoint") -> None:
+        """Let every rank run the steps before `stop_before`."""
+        for member in self._members:
+            member.ask("release", stop_before=stop_before, reason=reason)
+
+    def reports(self) -> list[Report]:
+        """Wait for the end; what each rank that still lives leaves."""
+        return [Report(**member.expect("report")) for member in self._members]
+
+
+class Crew:
+    """Processes that become ranks of one formation after another. End it with `end`."""
+
+    def __init__(self, size: int) -> None:
+        self._members = [Member() for _ in range(size)]
+        self._generation = 0
+
+    @property
+    def pids(self) -> set[int]:
+        """The processes that live."""
+        return {m.process.pid for m in self._members if m.process.poll() is None}
+
+    def build(self, job: Job) -> None:
+        """Give every process the job; replaces those that were killed."""
+        self._members = [m if m.process.poll() is None else Member() for m in self._members]
+        for member in self._members:
+            member.ask("build", job=job)
+
+    def form(
+        self,
+        plan: Plan,
+        *,
+        places: Sequence[int] | None = None,
+        first_step: int = 0,
+        parts: Mapping[int, Part] | None = None,
+        source_rank: int | None = 0,
+        halt: Halt | None = None,
+        absent: int = 0,
+    ) -> Formed:
+        """Have the processes at `places` train as ranks 0, 1, ... from `first_step`.
+
+        `parts` is what ranks load first. The last `absent` ranks of the plan do not turn up.
+        """
+        self._generation += 1
+        num_ranks = len(plan.shares) - absent
+        members = [self._members[p] for p in places or range(num_ranks)]
+        assert len(members) == num_ranks
+        port = members[0].ask("open_store")
+        for rank, member in enumerate(members):
+            formation = Formation(
+                generation=self._generation,
+                rank=rank,
+                plan=plan,
+                machines=tuple(worker.machine for worker in plan.problem.workers),
+                first_step=first_step,
+                backend="gloo",
+                part=(parts or {}).get(rank),
+                source_rank=source_rank,
+                layout="contiguous",
+            )
+            mine = (halt.place, halt.step) if halt and halt.rank == rank else None
+            member.ask("train", formation=formation, port=port if rank else None, halt=mine)
+        return Formed(members, halt)
+
+    def run(self, job: Job, weights: Sequence[float], part: Part | None = None) -> list[Report]:
+        """Train `job` from first to last step; one report per rank. Rank 0 loads `part`."""
+        self.build(job)
+        return self.form(plan_of(job, weights), parts={0: part} if part else None).reports()
+
+    def end(self) -> None:
+        """End every process."""
+        for member in self._members:
+            if member.process.poll() is None:
+                member.end()

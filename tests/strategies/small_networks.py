@@ -1,0 +1,107 @@
+"""Networks for 1x6x6 images of 3 classes: a step takes a millisecond.
+
+Imported by the tests and, by name, by the processes that train. `on_pass` lets such a process
+stop in the middle of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DATA = "synthetic:1x6x6:3:18"
+"""With batches of 8 an epoch has steps of 8, 8 and 2 samples."""
+
+on_pass: Callable[[str], None] | None = None
+"""Called with "forward" or "backward" when a pass comes through a `Tripwire` in training."""
+
+
+def plain() -> nn.Module:
+    """Convolution, pooling, two dense layers: 4 * 9 + 4 + 36 * 5 + 5 + 5 * 3 + 3 = 243."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        Tripwire(),
+        nn.Linear(36, 5),
+        nn.Tanh(),
+        nn.Linear(5, 3),
+    )
+
+
+def normalised() -> nn.Module:
+    """Batch normalisation after convolutions and between dense layers, with a cumulative one."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        Tripwire(),
+        nn.Conv2d(4, 3, 3),
+        nn.BatchNorm2d(3, momentum=None),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12, 6),
+        nn.BatchNorm1d(6, affine=False),
+        nn.Tanh(),
+        nn.Linear(6, 3),
+    )
+
+
+def image_normalised() -> nn.Module:
+    """Batch normalisation over images alone, which even a single sample has a variance in."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        Tripwire(),
+        nn.Conv2d(4, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+    )
+
+
+class branched(nn.Module):  # noqa: N801 - a network's name, as the functions are
+    """Two branches, one of grouped convolutions; a filter used twice; a layer never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.grouped = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.pointwise = nn.Conv2d(4, 2, 1)
+        self.twice = nn.Conv2d(6, 6, 3, padding=1)
+        self.classify = nn.Linear(6, 3)
+        self.idle = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.cat([self.grouped(x), self.pointwise(x)], dim=1)
+        x = torch.relu(self.twice(torch.relu(self.twice(x))))
+        logits: Tensor = self.classify(x.mean((2, 3)))
+        return logits
+
+
+class Tripwire(nn.Module):
+    """Passes its input on, and tells `on_pass`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Trip.apply(x) if self.training else x
+
+
+class _Trip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        if on_pass is not None:
+            on_pass("forward")
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        if on_pass is not None:
+            on_pass("backward")
+        return grads[0]
