@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import platform
 import statistics
@@ -77,7 +78,7 @@ def step_times(run: Path, *, skip: int) -> list[float]:
     """Seconds from the end of each step to the end of the next, on rank 0: all there is."""
     lines = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
     ends = [line["time"] for line in lines if line["rank"] == 0]
-    return [b - a for a, b in zip(ends, ends[1:], strict=False)][skip:]
+    return [b - a for a, b in itertools.pairwise(ends)][skip:]
 
 
 def median(values: Sequence[float]) -> float:

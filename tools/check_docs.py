@@ -14,7 +14,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from convoy.cli import app
 from convoy.errors import nearest
 
 ROOT = Path(__file__).resolve().parents[1]
-SHELLS = frozenset({"", "sh", "bash", "shell", "console"})
+SHELLS = ("", "sh", "bash", "shell", "console")
 
 _FENCE = re.compile(r" *(`{3,}|~{3,})[ \t]*(\w*)")
 _CODE_SPAN = re.compile(r"(`+)(.+?)\1")
@@ -33,140 +32,98 @@ _LINKS = (
     re.compile(r"^ {0,3}\[[^\]]+\]:\s*<?([^\s>]+)"),  # [label]: target
     re.compile(r"<(?:img|a)\b[^>]*?\b(?:src|href)=[\"']([^\"']+)"),
 )
-_TARGETS = re.compile(r"^([\w.-]+(?:[ \t]+[\w.-]+)*)[ \t]*:(?!=)", re.MULTILINE)
-_SEPARATORS = frozenset({";", "&", "&&", "|", "||", "|&", "(", ")", ">", ">>", "<"})
+_RULE = re.compile(r"^([\w.-]+(?:[ \t]+[\w.-]+)*)[ \t]*:(?!=)", re.MULTILINE)
+_BETWEEN_COMMANDS = re.compile(r"&&|\|\||[|;>]")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """Something that a document names and that is not there."""
-
-    path: Path
-    line: int
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """A fenced block: the line of its first line of code, its language, and the code."""
-
-    line: int
-    language: str
-    code: str
+Fault = tuple[int, str]
+"""A line, and what is wrong there."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Check the files named, or all; the exit status."""
-    paths = [Path(name).resolve() for name in arguments] or tracked_markdown(ROOT)
-    faults = [fault for path in paths for fault in check_file(path, ROOT)]
-    for fault in faults:
-        place = fault.path.relative_to(ROOT) if fault.path.is_relative_to(ROOT) else fault.path
-        print(f"{place}:{fault.line}: {fault.text}")
-    print(f"{len(paths)} documents, {len(faults)} faults", file=sys.stderr)
+    paths = [Path(name).resolve() for name in arguments] or markdown_below(ROOT)
+    faults = 0
+    for path in paths:
+        for line, text in check_file(path, ROOT):
+            faults += 1
+            print(f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}:{line}: {text}")
+    print(f"{len(paths)} documents, {faults} faults", file=sys.stderr)
     return 1 if faults else 0
 
 
-def tracked_markdown(root: Path) -> list[Path]:
+def markdown_below(root: Path) -> list[Path]:
     """Every *.md below `root` that git tracks, or would track if it were added."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.md"]
     listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
-    found = (root / name for name in sorted(set(listed.split("\0"))) if name)
-    return [path for path in found if path.is_file()]
+    return [root / name for name in sorted(set(listed.split("\0"))) if (root / name).is_file()]
 
 
 def check_file(path: Path, root: Path) -> Iterator[Fault]:
-    """Every fault of the document at `path`; links may lead anywhere below `root`."""
-    makefile = root / "Makefile"
-    targets = make_targets(makefile.read_text(encoding="utf-8")) if makefile.is_file() else set()
-    prose, blocks = split(path.read_text(encoding="utf-8"))
-    for number, line in prose:
-        for text in check_links(_CODE_SPAN.sub("", line), path, root):
-            yield Fault(path=path, line=number, text=text)
-        for _, span in _CODE_SPAN.findall(line):
-            if span.startswith("make "):
-                for text in check_make(span.split()[1:], targets):
-                    yield Fault(path=path, line=number, text=text)
-    for block in blocks:
-        for number, text in check_block(block, targets):
-            yield Fault(path=path, line=number, text=text)
-
-
-def split(text: str) -> tuple[list[tuple[int, str]], list[Block]]:
-    """The numbered lines outside fenced blocks, and the blocks."""
-    prose: list[tuple[int, str]] = []
-    blocks: list[Block] = []
+    """Every fault of the document at `path`; its links may lead anywhere below `root`."""
+    targets = make_targets(root / "Makefile")
     fence, language, first, code = "", "", 0, list[str]()
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         marks = _FENCE.match(line)
         if fence and marks and marks[1].startswith(fence) and not line.strip(" `~"):
-            blocks.append(Block(line=first, language=language, code="\n".join(code)))
-            fence, code = "", []
+            yield from check_code(language, code, first, targets)
+            fence = ""
         elif fence:
             code.append(line)
         elif marks:
-            fence, language, first = marks[1], marks[2].lower(), number + 1
+            fence, language, first, code = marks[1], marks[2].lower(), number + 1, []
         else:
-            prose.append((number, line))
+            yield from ((number, text) for text in check_prose(line, path, root, targets))
     if fence:
-        blocks.append(Block(line=first, language=language, code="\n".join(code)))
-    return prose, blocks
+        yield first - 1, "this fenced block does not end"
 
 
-def make_targets(makefile: str) -> set[str]:
+def make_targets(makefile: Path) -> set[str]:
     """The names that a Makefile has rules for."""
-    return {name for rule in _TARGETS.findall(makefile) for name in rule.split()}
+    text = makefile.read_text(encoding="utf-8") if makefile.is_file() else ""
+    return {name for rule in _RULE.findall(text) for name in rule.split()}
 
 
-def check_links(line: str, path: Path, root: Path) -> Iterator[str]:
-    """What is wrong with the relative links and images in `line` of the document at `path`."""
-    for target in (found for pattern in _LINKS for found in pattern.findall(line)):
-        name = target.partition("#")[0]
-        if not name or re.match(r"[a-z][a-z0-9+.-]*:|//", target, re.IGNORECASE):
-            continue  # within this document, or on the web
-        linked = (path.parent / name).resolve()
-        if not linked.is_relative_to(root.resolve()):
-            yield f"link to {name}: it lies outside the repository"
-        elif not linked.exists():
-            yield f"link to {name}: no such file"
+def check_prose(line: str, path: Path, root: Path, targets: set[str]) -> Iterator[str]:
+    """What is wrong with the links, images and `make` spans in a line outside fenced blocks."""
+    for _, span in _CODE_SPAN.findall(line):
+        if span.startswith("make "):
+            yield from check_make(span.split()[1:], targets)
+    for pattern in _LINKS:
+        for target in pattern.findall(_CODE_SPAN.sub("", line)):
+            name = target.partition("#")[0]
+            if not name or re.match(r"[a-z][a-z0-9+.-]*:|//", target, re.IGNORECASE):
+                continue  # within this document, or on the web
+            linked = (path.parent / name).resolve()
+            if not linked.is_relative_to(root.resolve()):
+                yield f"link to {name}: it lies outside the repository"
+            elif not linked.exists():
+                yield f"link to {name}: no such file"
 
 
-def check_block(block: Block, targets: set[str]) -> Iterator[tuple[int, str]]:
-    """The faults of a fenced block, with their lines."""
-    if block.language in ("python", "py"):
+def check_code(language: str, code: list[str], first: int, targets: set[str]) -> Iterator[Fault]:
+    """The faults of a fenced block whose code begins in line `first`."""
+    if language in ("python", "py"):
         try:
-            compile(textwrap.dedent(block.code), "<block>", "exec")
+            compile(textwrap.dedent("\n".join(code)), "<block>", "exec")
         except SyntaxError as error:
-            yield block.line + (error.lineno or 1) - 1, f"this Python has a {error.msg}"
-    elif block.language in SHELLS:
-        for number, words in commands(block):
-            for text in check_command(words, targets):
-                yield number, text
+            yield first + (error.lineno or 1) - 1, f"this Python does not compile: {error.msg}"
+    elif language in SHELLS:
+        lines = iter(enumerate(code, start=first))
+        for number, line in lines:
+            while line.endswith("\\"):
+                line = line[:-1] + next(lines, (0, ""))[1]
+            if language == "console" and not line.strip().startswith("$ "):
+                continue  # what the command printed
+            for command in _BETWEEN_COMMANDS.split(line.strip().removeprefix("$ ")):
+                yield from ((number, text) for text in check_command(command, targets))
 
 
-def commands(block: Block) -> Iterator[tuple[int, list[str]]]:
-    """The simple commands of a shell block as lists of words, with their lines."""
-    lines = iter(enumerate(block.code.splitlines(), start=block.line))
-    for number, line in lines:
-        while line.endswith("\\"):
-            line = line[:-1] + next(lines, (0, ""))[1]
-        words = shlex.shlex(line.strip().removeprefix("$ "), posix=True, punctuation_chars=True)
-        words.whitespace_split = True
-        command: list[str] = []
-        try:
-            for word in words:
-                if word not in _SEPARATORS:
-                    command.append(word)
-                    continue
-                yield number, command
-                command = []
-        except ValueError:  # an open quotation: no shell command, or one over several lines
-            continue
-        yield number, command
-
-
-def check_command(words: Sequence[str], targets: set[str]) -> Iterator[str]:
+def check_command(command: str, targets: set[str]) -> Iterator[str]:
     """What is wrong with one command, if it is Convoy's or make's."""
-    words = [*words]
+    try:
+        words = shlex.split(command, comments=True)
+    except ValueError:  # a quotation over several lines
+        return
     while words and re.match(r"\w+=", words[0]):  # variables for this command only
         del words[0]
     if words and Path(words[0]).name == "convoy":
@@ -187,26 +144,25 @@ def check_make(words: Iterable[str], targets: set[str]) -> Iterator[str]:
 def check_convoy(words: Sequence[str]) -> Iterator[str]:
     """The verb and options among `words`, what follows `convoy`, that do not exist."""
     command: Any = typer.main.get_command(app)
-    verb = next((word for word in words if not word.startswith("-")), None)
-    if verb is not None:
-        if verb not in command.commands:
-            yield f"convoy {verb}: no such verb{_offer(verb, command.commands)}"
+    called = "convoy"
+    if words and not words[0].startswith("-"):
+        if words[0] not in command.commands:
+            yield f"convoy {words[0]}: no such verb{_offer(words[0], command.commands)}"
             return
-        command = command.commands[verb]
-    called = f"convoy {verb}" if verb else "convoy"
+        called, command, words = f"convoy {words[0]}", command.commands[words[0]], words[1:]
     options = {name: option for option in command.params for name in option.opts}
     known = {*options, "--help", "-h"}
-    value_of = ""
+    waiting = ""  # the option whose value comes next
     for word in words:
         name, equals, _ = word.partition("=")
-        if value_of:
-            value_of = ""
+        if waiting:
+            waiting = ""
         elif name.startswith("-") and name not in known:
             yield f"{called} {name}: no such option{_offer(name, known)}"
-        elif name in options and not options[name].is_flag and not equals:
-            value_of = name
-    if value_of:
-        yield f"{called} {value_of}: a value is missing"
+        elif name in options and name.startswith("-") and not equals:
+            waiting = "" if options[name].is_flag else name
+    if waiting:
+        yield f"{called} {waiting}: its value is missing"
 
 
 def _offer(name: str, known: Iterable[str]) -> str:

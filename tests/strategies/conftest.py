@@ -12,7 +12,8 @@ from .harness import Crew
 
 
 @pytest.fixture(scope="session")
-def _three_processes() -> Iterator[Crew]:
+def crew() -> Iterator[Crew]:
+    """Three processes to be ranks; those that a test kills are replaced."""
     crew = Crew(3)
     try:
         yield crew
@@ -20,22 +21,20 @@ def _three_processes() -> Iterator[Crew]:
         crew.end()
 
 
-@pytest.fixture
-def crew(_three_processes: Crew, _leaves_nothing: None) -> Crew:
-    """Three processes to be ranks; those that a test kills are replaced."""
-    return _three_processes
-
-
 @pytest.fixture(autouse=True)
 def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a thread or a process running."""
-    threads = set(threading.enumerate())
-    children = {child.pid for child in psutil.Process().children(recursive=True)}
+    shared: Crew | None = None
+    if "crew" in request.fixturenames:
+        shared = request.getfixturevalue("crew")
+    threads, children = set(threading.enumerate()), _children()
     yield
     for thread in set(threading.enumerate()) - threads:
         thread.join(timeout=10)
         assert not thread.is_alive(), f"{thread.name} was left running"
-    left = {child.pid for child in psutil.Process().children(recursive=True)} - children
-    if "crew" in request.fixturenames:
-        left -= request.getfixturevalue("crew").pids
+    left = _children() - children - (shared.pids if shared else set())
     assert not left, f"processes {left} were left running"
+
+
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}

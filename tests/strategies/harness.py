@@ -9,16 +9,8 @@ another, each formation under a store of its own.
 
 from __future__ import annotations
 
-import os
-import pickle
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import Pipe
-from pathlib import Path
 from typing import Any
 
 from convoy.cost.layers import facts_of
@@ -28,9 +20,7 @@ from convoy.runtime.state import Tensors
 from convoy.strategies import Plan, Problem, Worker, make_strategy
 
 from . import small_networks
-
-TIMEOUT_S = 60.0
-_WORKER = Path(__file__).with_name("worker.py")
+from .members import Member, Nursery
 
 
 def job_for(
@@ -97,62 +87,12 @@ class Report:
     evaluations: list[dict[str, Any]]
 
 
-class Member:
-    """One process, seen from the tests."""
-
-    def __init__(self) -> None:
-        self._pipe, theirs = Pipe()
-        variables = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, str(_WORKER), str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=variables,
-            )
-        self._backlog: list[tuple[str, Any]] = []
-
-    def ask(self, verb: str, **arguments: Any) -> Any:
-        """Call a method of the worker and return what it returns."""
-        self._pipe.send_bytes(pickle.dumps((verb, arguments)))
-        return self.expect("reply")
-
-    def expect(self, kind: str) -> Any:
-        """The next message of this kind; others wait for their turn."""
-        deadline = time.monotonic() + TIMEOUT_S
-        for at, message in enumerate(self._backlog):
-            if message[0] == kind:
-                return self._backlog.pop(at)[1]
-        while True:
-            if not self._pipe.poll(max(0.0, deadline - time.monotonic())):
-                raise TimeoutError(f"process {self.process.pid} sent no {kind!r}")
-            message = pickle.loads(self._pipe.recv_bytes())
-            if message[0] == "error":
-                raise AssertionError(f"process {self.process.pid} failed:\n{message[1]}")
-            if message[0] == kind:
-                return message[1]
-            self._backlog.append(message)
-
-    def kill(self) -> None:
-        """End the process as a power cut would."""
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait(timeout=10)
-        self._pipe.close()
-
-    def end(self) -> None:
-        """Let the process end, or make it."""
-        self._pipe.close()
-        try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            os.kill(self.process.pid, signal.SIGKILL)
-            self.process.wait(timeout=10)
-
-
 class Formed:
     """A formation under way."""
 
     def __init__(self, members: Sequence[Member], halt: Halt | None) -> None:
         self._members, self._halt = list(members), halt
+        self.ended = False
 
     def await_halt(self) -> None:
         """Wait until the rank that is to halt has done so."""
@@ -179,24 +119,31 @@ class Formed:
 
     def reports(self) -> list[Report]:
         """Wait for the end; what each rank that still lives leaves."""
-        return [Report(**member.expect("report")) for member in self._members]
+        reports = [Report(**member.expect("report")) for member in self._members]
+        self.ended = True
+        return reports
 
 
 class Crew:
     """Processes that become ranks of one formation after another. End it with `end`."""
 
     def __init__(self, size: int) -> None:
-        self._members = [Member() for _ in range(size)]
+        self._nursery = Nursery()
+        self._members = [Member(self._nursery) for _ in range(size)]
         self._generation = 0
+        self._formed: Formed | None = None
 
     @property
     def pids(self) -> set[int]:
-        """The processes that live."""
-        return {m.process.pid for m in self._members if m.process.poll() is None}
+        """The processes that live on between tests."""
+        return {self._nursery.pid} | {member.pid for member in self._members}
 
     def build(self, job: Job) -> None:
-        """Give every process the job; replaces those that were killed."""
-        self._members = [m if m.process.poll() is None else Member() for m in self._members]
+        """Give every process the job; replaces those that were killed or that hang."""
+        if self._formed is not None and not self._formed.ended:  # a test has failed half-way
+            for member in self._members:
+                member.kill()
+        self._members = [m if m.alive else Member(self._nursery) for m in self._members]
         for member in self._members:
             member.ask("build", job=job)
 
@@ -234,7 +181,8 @@ class Crew:
             )
             mine = (halt.place, halt.step) if halt and halt.rank == rank else None
             member.ask("train", formation=formation, port=port if rank else None, halt=mine)
-        return Formed(members, halt)
+        self._formed = Formed(members, halt)
+        return self._formed
 
     def run(self, job: Job, weights: Sequence[float], part: Part | None = None) -> list[Report]:
         """Train `job` from first to last step; one report per rank. Rank 0 loads `part`."""
@@ -244,5 +192,6 @@ class Crew:
     def end(self) -> None:
         """End every process."""
         for member in self._members:
-            if member.process.poll() is None:
+            if member.alive:
                 member.end()
+        self._nursery.end()

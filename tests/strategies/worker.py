@@ -8,19 +8,25 @@
       ask("go_on")    ───────────▶ wakes it ──────────────────▶
                       ◀──────────────────────────────────────── ("report", how it ended)
 
-Run as a script with the number of its end of the pipe; it ends when the other end closes.
+Run as a script, with the number of its end of a pipe, this is the nursery: for each file
+descriptor that comes through that pipe it forks a worker that serves the pipe it belongs to.
+Nursery and workers end when the other ends of their pipes close.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
+import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from typing import Any
 
 import small_networks  # beside this script
@@ -50,7 +56,7 @@ class Worker:
         while True:
             try:
                 verb, arguments = pickle.loads(self._connection.recv_bytes())
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 return
             try:
                 reply = getattr(self, verb)(**arguments)
@@ -147,6 +153,25 @@ class Notes:
             self._on_halt()
 
 
+def nurse(pipe: Connection) -> None:
+    """Fork workers until `pipe` closes; returns in each of them, and at last in the nursery."""
+    importlib.import_module("torch._dynamo")  # what wrapping a network would import, each time
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
+    while True:
+        try:
+            handle = recv_handle(pipe)
+        except EOFError:
+            return
+        pid = os.fork()
+        if pid == 0:
+            pipe.close()
+            Worker(Connection(handle)).serve()
+            return
+        os.close(handle)
+        pipe.send_bytes(b"%d" % pid)
+
+
 if __name__ == "__main__":
-    Worker(Connection(int(sys.argv[1]))).serve()
+    warnings.simplefilter("error")
+    nurse(Connection(int(sys.argv[1])))
     os._exit(0)  # a training thread may still wait for a peer

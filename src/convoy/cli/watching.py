@@ -45,7 +45,8 @@ class Watcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._task is not None:
+            self._progress.stop()
 
     def planned(self, plan: Mapping[str, Any]) -> None:
         """Say what will be done."""

@@ -44,7 +44,9 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Add `checkpoint` to `folder` and remove all but the newest `keep`.
+    """Add `checkpoint` to `folder` and remove all but it and the `keep` - 1 before it.
+
+    Those of later steps go too: they are damaged, or of a past that was rolled back.
 
     Raises:
         CheckpointError: it cannot be written (a full disk, say); nothing of it is left behind.
@@ -53,7 +55,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path
     temporary = folder / f".step-{checkpoint.step}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in [*folder.glob(".step-*"), *folder.glob(".old-*")]:  # by a crash
+            shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir()
         sums = {}
         for number, part in enumerate(checkpoint.parts):
@@ -70,19 +73,16 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path
         body["sha256"] = _digest(_canonical(body))
         _write_durably(temporary / "checkpoint.json", json.dumps(body, indent=1).encode())
         _sync(temporary)
-        if target.exists():  # written before a roll-back, or damaged
-            old = folder / f".old-{checkpoint.step}.{os.getpid()}"
-            target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(target)
+        _put_in_place(temporary, target)
         _sync(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(_cannot_write(folder, checkpoint.step, error)) from None
-    for _, old in sorted(_checkpoints(folder))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    present = sorted(_checkpoints(folder))
+    older = [path for step, path in present if step <= checkpoint.step]
+    newer = [path for step, path in present if step > checkpoint.step]
+    for path in older[:-keep] + newer:
+        shutil.rmtree(path, ignore_errors=True)
     return target
 
 
@@ -176,6 +176,21 @@ def _write_durably(path: Path, data: bytes) -> str:
         file.flush()
         os.fsync(file.fileno())
     return _digest(data)
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Rename `temporary` to `target`; what was there before goes only if that succeeds."""
+    if not target.exists():
+        temporary.rename(target)
+        return
+    old = target.with_name(f".old-{temporary.name.removeprefix('.')}")
+    target.rename(old)
+    try:
+        temporary.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

@@ -18,6 +18,8 @@ from convoy.runtime import state
 from convoy.runtime.settings import TrainSettings
 from convoy.strategies import Pending, Plan, Strategy
 
+NOTHING_PENDING = Pending()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -35,7 +37,7 @@ class Part:
     """One rank's contribution to a checkpoint, or what it goes on from."""
 
     tensors: state.Tensors
-    pending: Pending = Pending()
+    pending: Pending = NOTHING_PENDING
 
 
 @dataclass(frozen=True, kw_only=True)

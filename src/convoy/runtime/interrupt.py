@@ -25,7 +25,7 @@ class Interrupt:
             signal.signal(kind, handler)  # type: ignore[arg-type]
         self._before.clear()
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True

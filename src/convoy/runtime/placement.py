@@ -98,7 +98,7 @@ def _local(
     gpus = torch.cuda.device_count()
     count = workers or gpus or max(2, cores // 2)
     if not ray.is_initialized():
-        _start(dict(address="local", _node_ip_address="127.0.0.1"), verbose=verbose)
+        _start({"address": "local", "_node_ip_address": "127.0.0.1"}, verbose=verbose)
     node = list_nodes()[0]
     return [
         Place(
@@ -195,7 +195,7 @@ def _connect(address: str, cluster: Cluster | None, *, verbose: bool) -> None:
         return
     target = "auto" if address == "ray" else address
     try:
-        _start(dict(address=target), verbose=verbose)
+        _start({"address": target}, verbose=verbose)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         head = cluster.real_machines[0].name if cluster else "one machine"

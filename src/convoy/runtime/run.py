@@ -26,7 +26,13 @@ from convoy.runtime.journal import Journal
 from convoy.runtime.observer import Observer
 from convoy.runtime.placement import places
 from convoy.runtime.records import read_steps
-from convoy.runtime.run_folder import RunFolder, create_run_folder, host_facts, open_run_folder
+from convoy.runtime.run_folder import (
+    RunFolder,
+    check_vacant,
+    create_run_folder,
+    host_facts,
+    open_run_folder,
+)
 from convoy.runtime.sampler import GlobalOrder
 from convoy.runtime.settings import TrainSettings
 from convoy.runtime.timeline import Timeline
@@ -39,7 +45,8 @@ class Preparation:
     """What a run has before any rank exists."""
 
     job: Job
-    folder: RunFolder
+    run_folder: RunFolder | None
+    """There once it is sure that the run can be: see `open_folder`."""
     start: Checkpoint | None
     data: DataSet
     network: nn.Module
@@ -50,6 +57,12 @@ class Preparation:
     begun: float
     """time.perf_counter() at the start."""
     timeline: Timeline
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run leaves everything."""
+        assert self.run_folder is not None, "open_folder comes first"
+        return self.run_folder
 
     @property
     def settings(self) -> TrainSettings:
@@ -69,6 +82,7 @@ def run_with_crew(job: Job, observer: Observer, *, verbose: bool = False) -> res
     with Interrupt() as interrupt, places(settings, verbose=verbose) as found:
         preparation.timeline.mark("ray")
         plan = make_plan(preparation, [place.worker() for place in found])
+        open_folder(preparation)
         announce(preparation, plan, observer)
         journal = open_journal(preparation, observer)
         crew = Crew(
@@ -117,7 +131,7 @@ def open_journal(preparation: Preparation, observer: Observer) -> Journal:
 
 
 def prepare(job: Job, observer: Observer) -> Preparation:
-    """Check the job against its data, and make or open its run folder."""
+    """Check the job against its data; a run that is resumed is opened."""
     begun = time.perf_counter()
     timeline = Timeline()
     timeline.mark("imports")
@@ -129,6 +143,7 @@ def prepare(job: Job, observer: Observer) -> Preparation:
     steps = num_steps(settings, order)
     network = build_network(job.network, data, settings.seed)
     start: Checkpoint | None = None
+    folder: RunFolder | None = None
     if settings.resume is not None:
         folder = open_run_folder(settings.resume)
         start = _start_of(folder, observer)
@@ -137,14 +152,12 @@ def prepare(job: Job, observer: Observer) -> Preparation:
                 f"{folder.path} is already at step {start.step} of {steps}: nothing is left to "
                 "do. Give more --epochs or --steps to train it further"
             )
-    else:
-        folder = create_run_folder(settings)
-    folder.write_settings(replace(settings, resume=None, out=folder.path))
-    folder.write_json("host.json", host_facts(settings))
+    elif settings.out is not None:
+        check_vacant(settings.out)
     timeline.mark("data and network")
     return Preparation(
         job=job,
-        folder=folder,
+        run_folder=folder,
         start=start,
         data=data,
         network=network,
@@ -155,6 +168,19 @@ def prepare(job: Job, observer: Observer) -> Preparation:
         begun=begun,
         timeline=timeline,
     )
+
+
+def open_folder(preparation: Preparation) -> None:
+    """Make the run's folder, unless it is one that is resumed, and say in it what is to be.
+
+    Comes after the plan, so that a request that cannot be carried out leaves nothing behind.
+    """
+    settings = preparation.settings
+    if preparation.run_folder is None:
+        preparation.run_folder = create_run_folder(settings)
+    folder = preparation.folder
+    folder.write_settings(replace(settings, resume=None, out=folder.path))
+    folder.write_json("host.json", host_facts(settings))
 
 
 def _start_of(folder: RunFolder, observer: Observer) -> Checkpoint:

@@ -63,11 +63,7 @@ def create_run_folder(settings: TrainSettings) -> RunFolder:
     try:
         if settings.out is not None:
             settings.out.mkdir(parents=True, exist_ok=True)
-            if any(settings.out.iterdir()):
-                raise UsageError(
-                    f"--out {settings.out} is not empty. Give another folder, or go on with the "
-                    f"run in it: --resume {settings.out}"
-                )
+            check_vacant(settings.out)
             return RunFolder(settings.out)
         label = f"{settings.network}-{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}"
         name = "".join(c if c.isalnum() or c in "-_." else "-" for c in label)
@@ -83,6 +79,15 @@ def create_run_folder(settings: TrainSettings) -> RunFolder:
             f"cannot make the run folder {settings.out or 'runs/'}: {error.strerror}"
         ) from None
     raise UsageError(f"runs/{name} exists a hundred times over; give --out another folder")
+
+
+def check_vacant(path: Path) -> None:
+    """Raise UsageError if there is something at `path` that a new run would be mixed with."""
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(
+            f"--out {path} is not empty. Give another folder, or go on with the run in it: "
+            f"--resume {path}"
+        )
 
 
 def open_run_folder(path: Path) -> RunFolder:
@@ -139,8 +144,9 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
+        temporary = Path(name)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
     except OSError:
         Path(name).unlink(missing_ok=True)
         raise

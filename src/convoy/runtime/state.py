@@ -51,7 +51,7 @@ def load(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[st
     ours = model.state_dict()
     theirs = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
     wrong = sorted(
-        {name for name in ours.keys() ^ theirs.keys()}
+        (ours.keys() ^ theirs.keys())
         | {n for n in ours.keys() & theirs.keys() if ours[n].shape != theirs[n].shape}
     )
     if wrong:

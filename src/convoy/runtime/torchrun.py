@@ -34,7 +34,7 @@ from convoy.runtime.gate import Gate
 from convoy.runtime.journal import Event, EventSink, Journal
 from convoy.runtime.observer import Observer
 from convoy.runtime.results import RunResult
-from convoy.runtime.run import Preparation, announce, conclude, open_journal, prepare
+from convoy.runtime.run import Preparation, announce, conclude, open_folder, open_journal, prepare
 from convoy.runtime.run_folder import RunFolder
 from convoy.runtime.training import Trainee
 from convoy.strategies import Pending, Plan, Problem, Worker
@@ -71,7 +71,6 @@ def run(job: Job, observer: Observer) -> RunResult | None:
         raise UsageError(f"--shares gives {len(settings.shares)} shares for {world_size} ranks")
     store = _meet(settings.timeout_s)
     job = _resumed_after_restart(job)
-    preparation = prepare(job, observer) if rank == 0 else None
     device = _device()
     trainee = Trainee(job, device, settings.threads_per_worker or torch.get_num_threads())
     workers = _introduce(store, rank, world_size, device, settings.shares)
@@ -88,7 +87,9 @@ def run(job: Job, observer: Observer) -> RunResult | None:
             f"--strategy {settings.strategy} uses {len(plan.shares)} of the {world_size} ranks "
             f"that torchrun has started: start it with --nproc-per-node={len(plan.shares)}"
         )
-    if preparation is not None:
+    if rank == 0:
+        preparation = prepare(job, observer)
+        open_folder(preparation)
         return _lead(preparation, plan, trainee, store, observer)
     _follow(rank, plan, trainee, store)
     return None

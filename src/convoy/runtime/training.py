@@ -166,7 +166,7 @@ class Trainee:
             clock.stop()
             self._commit(step, copy=copy)
 
-        def diverge(step: int, pending: Pending) -> None:
+        def diverge(pending: Pending) -> None:
             clock.stop()
             self._pending = pending
 

@@ -123,8 +123,8 @@ class Rank:
     """`commit(step, copy)`: every rank now holds the same state, with all steps before `step`
     done, and it is what to go on from if a peer is lost. `copy` keeps a copy of it, which a
     program needs whose state will differ between ranks until its next commit."""
-    diverge: Callable[[int, Pending], None]
-    """`diverge(step, pending)`: as `commit`, but ranks' states now differ, and what to go on
+    diverge: Callable[[Pending], None]
+    """`diverge(pending)`: as `commit`, but ranks' states now differ, and what to go on
     from stays the last commit."""
     evaluate: Callable[[int], None]
     """`evaluate(step)`: judge `model` on this rank's part of the test set, after `step`."""

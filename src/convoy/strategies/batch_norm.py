@@ -105,6 +105,7 @@ class _Normalise(torch.autograd.Function):
         normalised = (x - mean.to(dtype).view(shape)) * scale
         ctx.save_for_backward(normalised, weight, scale)
         ctx.comm, ctx.count, ctx.axes, ctx.has_bias = comm, count, axes, bias is not None
+        ctx.stands_in = per_rank == 0
         output = normalised
         if weight is not None:
             output = output * weight.view(shape)
@@ -128,6 +129,8 @@ class _Normalise(torch.autograd.Function):
         dx = (dy - total_dy - normalised * total_dy_x) * scale
         if weight is not None:
             dx = dx * weight.view(scale.shape)
+        if ctx.stands_in:  # the statistics do not depend on it
+            dx = torch.zeros_like(dx)
         return (
             dx.to(dtype),
             sum_dy_x.to(weight.dtype) if weight is not None else None,

@@ -105,11 +105,12 @@ class DataParallel(Strategy):
         replica = DistributedDataParallel(
             rank.model,
             device_ids=[rank.device] if rank.device.type == "cuda" else None,
-            broadcast_buffers=False,  # equal already, or meant to differ
             init_sync=False,  # the crew has handed every rank the same state
             gradient_as_bucket_view=True,
             find_unused_parameters=bool(_unused_parameters(rank)),
         )
+        # Equal already, or meant to differ. As an argument, torch 2.13 calls it deprecated.
+        replica.broadcast_buffers = False
         hook = sum_gradients_as_bfloat16 if self.wire == "bf16" else sum_gradients
         replica.register_comm_hook(rank.comm, hook)
         _settle_buckets(rank, replica)

@@ -131,7 +131,7 @@ class ParameterAveraging(Strategy):
             if pending == Pending():
                 rank.commit(step, not alone)
             else:
-                rank.diverge(step, pending)
+                rank.diverge(pending)
             if batch.evaluates:
                 with _as_average(rank, pending):
                     rank.evaluate(batch.step)

@@ -1,0 +1,162 @@
+"""Runs crew after crew in one Ray: a job per line on stdin, its account per line on stdout.
+
+Started by the tests. What a job asks for happens while it trains, as a step is reported.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ours
+import psutil
+import ray
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import convoy
+from convoy.cli import main
+from convoy.datasets import open_dataset
+
+
+class Mine(nn.Module):
+    """A network that only this script knows; `fails` on the rank that has 40 samples."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.fails = fails
+        self.hidden = nn.Linear(64, 16)
+        self.output = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.fails and self.training and len(x) == 40:
+            return self.output(broken_helper(x))
+        logits: torch.Tensor = self.output(torch.relu(self.hidden(x.flatten(1))))
+        return logits
+
+
+def broken_helper(x: torch.Tensor) -> torch.Tensor:
+    """What a user gets wrong."""
+    return x.view(7, -1)
+
+
+def tensors() -> tuple[TensorDataset, TensorDataset]:
+    """The digits as plain torch data sets."""
+    digits = open_dataset("digits")
+    train, test = (s.batch(torch.arange(len(s))) for s in (digits.train, digits.test))
+    return TensorDataset(*train), TensorDataset(*test)
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """Notes what a run says, and does `deed` once the step `at` is done."""
+
+    at: int | None
+    deed: str | None
+    folder: Path
+    """Where process ids are, by share."""
+    shares: list[int]
+    """Whom it is done to."""
+    hurry: Path
+    hurry_after: str
+    """The word in a message after which a slow run need not be slow any more."""
+    said: list[tuple[str, str]] = field(default_factory=list)
+    pids: list[int] = field(default_factory=list)
+
+    def planned(self, plan: Any) -> None:
+        """Nothing."""
+
+    def stepped(self, step: Any, num_steps: int) -> None:
+        """The deed."""
+        if self.at is None or step.step < self.at:
+            return
+        self.at = None
+        if self.deed == "interrupt":
+            os.kill(os.getpid(), signal.SIGINT)
+            return
+        kind = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[str(self.deed)]
+        for share in self.shares:
+            self.pids.append(int((self.folder / str(share)).read_text()))
+            psutil.Process(self.pids[-1]).send_signal(kind)
+
+    def evaluated(self, step: int, accuracy: float, loss: float) -> None:
+        """Nothing."""
+
+    def say(self, text: str, level: str = "info") -> None:
+        """Note it."""
+        self.said.append((level, text))
+        if self.hurry_after and self.hurry_after in text:
+            self.hurry.touch()
+
+
+def train(job: dict[str, Any]) -> dict[str, Any]:
+    """Run one job with `convoy.train`."""
+    folder = Path(job["folder"])
+    watch = Watch(
+        at=job.get("at"),
+        deed=job.get("deed"),
+        folder=folder,
+        shares=job.get("to", []),
+        hurry=folder / "hurry",
+        hurry_after=job.get("hurry_after", ""),
+    )
+    things = {
+        "class": Mine,
+        "instance": Mine(),
+        "failing": Mine(fails=True),
+        "tensors": tensors,
+        "slow": lambda: ours.slow(watch.hurry, folder),
+    }
+    network, data = job["network"], job["data"]
+    network = things.get(network, network)
+    dataset = things[data]() if data in things else data
+    answer: dict[str, Any] = {"result": None, "error": None}
+    try:
+        result = convoy.train(network, dataset, observer=watch, **job["options"])
+        assert result is not None
+        answer["result"] = result.to_dict()
+    except (Exception, KeyboardInterrupt) as error:
+        answer["error"] = [type(error).__name__, str(error)]
+        traceback.print_exc()
+    return answer | {"said": watch.said, "pids": watch.pids}
+
+
+def command(argv: list[str]) -> dict[str, Any]:
+    """Run one command line of Convoy's."""
+    out, err, code = io.StringIO(), io.StringIO(), None
+    sys.argv = ["convoy", *argv]
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as status:
+            code = status.code
+    return {"code": code, "stdout": out.getvalue(), "stderr": err.getvalue()}
+
+
+if __name__ == "__main__":
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=100 * 1024**2,
+        _node_ip_address="127.0.0.1",
+    )
+    for line in sys.stdin:
+        job = json.loads(line)
+        answer = command(job["argv"]) if "argv" in job else train(job)
+        answers.write(json.dumps(answer, default=str) + "\n")
+        answers.flush()
+    ray.shutdown()
