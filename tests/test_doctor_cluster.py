@@ -18,12 +18,12 @@ from convoy.doctor.cluster import (
     check_cluster,
     find_target,
     judge_machines,
-    match_machines,
     starting,
     try_endpoint,
 )
 from convoy.doctor.local_ray import LocalRay, RayProcess
-from convoy.doctor.probe import Answer, Node, cause, clock_offset, list_nodes, survey
+from convoy.doctor.probe import Answer, cause, clock_offset, survey
+from convoy.runtime.nodes import Node, list_nodes, match_machines
 
 TOWER = Machine(name="tower", address="10.0.0.5")
 OLD = Machine(name="old one", address="10.0.0.6")

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 from convoy.doctor.check import Check
-from convoy.doctor.probe import PACKAGES, Answer, Node, version
+from convoy.doctor.probe import PACKAGES, Answer, version
+from convoy.runtime.nodes import Node
 
 MOST_SKEW_S = 0.1
 """Clocks kept by NTP on one local network are within milliseconds of one another."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 import os
-import shlex
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import ray
@@ -17,9 +14,10 @@ from convoy.cluster import Machine, load_cluster
 from convoy.doctor.agreement import judge_answers
 from convoy.doctor.check import Check, DoctorOptions, one_line
 from convoy.doctor.local_ray import LocalRay, find_local_ray
-from convoy.doctor.probe import Node, connect, gcs_address, list_nodes, survey
+from convoy.doctor.probe import connect, gcs_address, survey
 from convoy.errors import ClusterError
 from convoy.interfaces import is_loopback
+from convoy.runtime.nodes import Node, identity, join_command, list_nodes, match_machines
 
 GCS_PORT = 6379
 """Where the nodes of a Ray cluster find its head, unless `ray start --head` said otherwise."""
@@ -146,39 +144,6 @@ def starting(machines: Sequence[Machine]) -> str:
     commands = [f"on {head.name} `ray start --head --port={GCS_PORT}{identity(head)}`"]
     commands += [f"on {m.name} `{join_command(m, f'{at}:{GCS_PORT}')}`" for m in others]
     return f"Run {', '.join(commands)}, then ask again on one of them. {TOKEN_ADVICE}"
-
-
-def join_command(machine: Machine, gcs: str) -> str:
-    """What to run on `machine` so that it joins the Ray cluster whose head is at `gcs`."""
-    return f"ray start --address={gcs}{identity(machine)}"
-
-
-def identity(machine: Machine) -> str:
-    """The options that let Ray's node be known for `machine`."""
-    options = f" --node-name={shlex.quote(machine.name)}"
-    with suppress(ValueError):  # a host name, or none: Ray then finds the address itself
-        options += f" --node-ip-address={ipaddress.ip_address(machine.address or '')}"
-    return options
-
-
-def match_machines(machines: Sequence[Machine], nodes: Sequence[Node]) -> dict[str, Node]:
-    """Which node each machine is, by machine's name; a missing machine is missing here.
-
-    Names that someone gave say more than addresses, and those more than host names, which
-    several nodes may share (containers, network namespaces).
-    """
-    matched: dict[str, Node] = {}
-    for same in (
-        lambda machine, node: machine.name == node.name,
-        lambda machine, node: machine.address == node.address,
-        lambda machine, node: node.host in (machine.name, machine.address),
-    ):
-        for machine in machines:
-            taken = {node.id for node in matched.values()}
-            free = [node for node in nodes if node.id not in taken and same(machine, node)]
-            if machine.name not in matched and free:
-                matched[machine.name] = free[0]
-    return matched
 
 
 def judge_machines(

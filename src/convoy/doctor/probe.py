@@ -22,23 +22,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from convoy.doctor.check import one_line
+from convoy.runtime.nodes import Node
 
 PACKAGES = ("torch", "ray", "convoy-cnn")
 CONNECT_TIMEOUT_S = 3.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """One living node of a Ray cluster."""
-
-    id: str
-    name: str
-    """From `ray start --node-name`; the address if none was given."""
-    host: str
-    address: str
-    cpus: float
-    """Of Ray's own counting (`--num-cpus`)."""
-    gpus: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,23 +83,6 @@ def connect(target: tuple[str, int]) -> float | str:
             return time.perf_counter() - started
     except OSError as error:
         return one_line(error)
-
-
-def list_nodes() -> list[Node]:
-    """The living nodes of the Ray cluster that this process is connected to, by name."""
-    nodes = [
-        Node(
-            id=entry["NodeID"],
-            name=entry["NodeName"],
-            host=entry["NodeManagerHostname"],
-            address=entry["NodeManagerAddress"],
-            cpus=float(entry["Resources"].get("CPU", 0)),
-            gpus=float(entry["Resources"].get("GPU", 0)),
-        )
-        for entry in ray.nodes()
-        if entry["Alive"]
-    ]
-    return sorted(nodes, key=lambda node: (node.name, node.id))
 
 
 def gcs_address() -> str:

@@ -19,9 +19,11 @@ class Node:
 
     id: str
     name: str
+    """From `ray start --node-name`; the address if none was given."""
     address: str
     host: str
     cpus: float
+    """Of Ray's own counting (`--num-cpus`)."""
     gpus: float
 
 

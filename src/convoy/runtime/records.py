@@ -6,9 +6,9 @@ what even the rank that came last had to wait, and the rest of a rank's wait was
     rank 0   compute ███████████ blocked ▒▒▒▒▒░░░       ▒ wait_s: for slower ranks
     rank 1   compute ████████████████ blocked ░░░       ░ comm_s: for the bytes
 
-A crew that re-forms may do a step again. `steps.jsonl` is only ever added to: each line has
-the generation that did the step, and the last generation's line is the one that counts
-(`read_steps`).
+A crew that re-forms, or a run that is resumed, may do a step again. `steps.jsonl` is only
+ever added to: each line has the generation that did the step, and of a step done more than
+once the lines written last are those that count (`read_steps`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from convoy.errors import ConvoyError, DataError
+from convoy.errors import ConvoyError
 from convoy.runtime.formation import Formation
+from convoy.runtime.json_lines import drop_unfinished, read_lines
 from convoy.runtime.sampler import GlobalOrder
 
 Record = dict[str, Any]
@@ -48,7 +49,11 @@ class Logbook:
         self._order = order
         self._pending: dict[tuple[int, int], dict[int, Record]] = defaultdict(dict)
         self._formations: dict[int, Formation] = {}
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        try:
+            drop_unfinished(path)
+            self._file: TextIO = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise self._full(error) from None
 
     def begin(self, formation: Formation) -> None:
         """A crew has formed; its ranks will report under its generation."""
@@ -86,7 +91,10 @@ class Logbook:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._full(error) from None
 
     def _write(self, key: tuple[int, int]) -> StepSummary:
         generation, step = key
@@ -162,20 +170,8 @@ def read_steps(path: Path) -> list[StepSummary]:
             crash is left out.)
     """
     by_step: dict[int, list[Record]] = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                break
-            raise DataError(f"{path}, line {number}: not a JSON record") from None
-        rows = by_step.setdefault(row["step"], [])
-        if rows and rows[0]["generation"] != row["generation"]:
-            if rows[0]["generation"] > row["generation"]:
-                continue
-            rows.clear()
-        rows.append(row)
+    for row in read_lines(path):
+        if row["rank"] == 0:  # a step's lines are written together, in order of rank
+            by_step[row["step"]] = []
+        by_step.setdefault(row["step"], []).append(row)
     return [summarise(by_step[step]) for step in sorted(by_step)]

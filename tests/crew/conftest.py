@@ -1,0 +1,37 @@
+"""Real crews: programs in folders of their own, and one Ray that most tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .processes import Harbour, Program
+
+
+@pytest.fixture(scope="session")
+def _harbour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harbour]:
+    harbour = Harbour(tmp_path_factory.mktemp("harbour"))
+    yield harbour
+    harbour.close()
+
+
+@pytest.fixture
+def harbour(_harbour: Harbour) -> Harbour:
+    """Runs jobs in one Ray."""
+    return _harbour
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """A function that starts `python ARGUMENTS` in the test's folder; ended with the test."""
+    started: list[Program] = []
+
+    def start(*arguments: str, **env: str) -> Program:
+        started.append(Program(list(arguments), tmp_path, env))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
