@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+DATA   ?= data
 READY  := $(VENV)/.installed
 
 .PHONY: demo test lint bench docs-check clean
@@ -32,7 +33,8 @@ docs-check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/vs_ddp.py
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/wire_bytes.py
+	$(BIN)/python benchmarks/accuracy.py --data-dir $(DATA)
 	$(BIN)/python benchmarks/kills.py
 
 clean:

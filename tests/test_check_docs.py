@@ -6,6 +6,8 @@ import importlib.util
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
@@ -33,10 +35,11 @@ def _load() -> ModuleType:
 
 
 check_docs = _load()
+Check = Callable[[str], list[tuple[int, str]]]
 
 
 @pytest.fixture
-def faults_of(tmp_path: Path):  # type: ignore[no-untyped-def]
+def faults_of(tmp_path: Path) -> Check:
     (tmp_path / "Makefile").write_text(MAKEFILE, encoding="utf-8")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "other.md").write_text("# Other\n", encoding="utf-8")
@@ -62,7 +65,7 @@ def shell(*lines: str, language: str = "sh") -> str:
         "`[not](a-link.md)` and ``[nor](`this`.md)``",
         "a `make` and `make test -j2 PYTHON=python3.11`; make sure in prose",
         shell("convoy train --network lenet --workers=2 -v", "convoy --version", "convoy -h"),
-        shell("convoy evaluate runs/a --json > result.json", "convoy doctor # --nothing"),
+        shell("convoy evaluate runs/a --json > result.json", "convoy doctor # --no; make fly"),
         shell("A=1 .venv/bin/convoy train \\", "  --epochs 1 | tee log && make test"),
         shell("torchrun --nproc-per-node=2 -m convoy train --data mnist"),
         shell("convoy train --augment --none"),  # a value may begin with a hyphen
@@ -72,7 +75,7 @@ def shell(*lines: str, language: str = "sh") -> str:
         "~~~~python\nx = '''\n~~~\n'''\n~~~~",
     ],
 )
-def test_nothing_to_find(faults_of, text: str) -> None:  # type: ignore[no-untyped-def]
+def test_nothing_to_find(faults_of: Check, text: str) -> None:
     assert faults_of(text) == []
 
 
@@ -97,7 +100,7 @@ def test_nothing_to_find(faults_of, text: str) -> None:  # type: ignore[no-untyp
         ("text\n```sh\nls\n", 2, "this fenced block does not end"),
     ],
 )
-def test_a_fault(faults_of, text: str, line: int, says: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_fault(faults_of: Check, text: str, line: int, says: str) -> None:
     (fault,) = faults_of(text)
     assert fault[0] == line
     assert says in fault[1]
@@ -129,7 +132,7 @@ def test_documents_that_git_ignores_are_left_out(tmp_path: Path) -> None:
 
 def test_every_direct_dependency_is_explained() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    wanted = list(chain(project["dependencies"], *project["optional-dependencies"].values()))
     explained = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
     for requirement in wanted:
         name = requirement.partition(">")[0].partition("[")[0].strip()

@@ -33,6 +33,7 @@ _LINKS = (
     re.compile(r"<(?:img|a)\b[^>]*?\b(?:src|href)=[\"']([^\"']+)"),
 )
 _RULE = re.compile(r"^([\w.-]+(?:[ \t]+[\w.-]+)*)[ \t]*:(?!=)", re.MULTILINE)
+_COMMENT = re.compile(r"(?:^|\s)#.*")
 _BETWEEN_COMMANDS = re.compile(r"&&|\|\||[|;>]")
 
 Fault = tuple[int, str]
@@ -114,14 +115,15 @@ def check_code(language: str, code: list[str], first: int, targets: set[str]) ->
                 line = line[:-1] + next(lines, (0, ""))[1]
             if language == "console" and not line.strip().startswith("$ "):
                 continue  # what the command printed
-            for command in _BETWEEN_COMMANDS.split(line.strip().removeprefix("$ ")):
+            line = _COMMENT.sub("", line.strip().removeprefix("$ "))
+            for command in _BETWEEN_COMMANDS.split(line):
                 yield from ((number, text) for text in check_command(command, targets))
 
 
 def check_command(command: str, targets: set[str]) -> Iterator[str]:
     """What is wrong with one command, if it is Convoy's or make's."""
     try:
-        words = shlex.split(command, comments=True)
+        words = shlex.split(command)
     except ValueError:  # a quotation over several lines
         return
     while words and re.match(r"\w+=", words[0]):  # variables for this command only

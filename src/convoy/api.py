@@ -220,6 +220,8 @@ def _label(thing: Any) -> str:
     """What run.toml calls a network or data set."""
     if isinstance(thing, str):
         return thing
+    if isinstance(thing, tuple | list) and thing:  # (train, test)
+        thing = thing[0]
     name = getattr(thing, "__name__", None) or getattr(thing, "name", None) or type(thing).__name__
     return f"{GIVEN_IN_PYTHON}{name}"
 

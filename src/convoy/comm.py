@@ -114,9 +114,12 @@ class Comm:
                 self._broadcast_bytes += size * (self.world_size - 1)
             self._blocked_s += time.perf_counter() - started
 
-    def maximum(self, values: list[float]) -> list[float]:
-        """Element-wise maximum of `values` over all ranks. Blocks; not counted."""
-        tensor = torch.tensor(values, dtype=torch.float64)
+    def maximum(self, values: list[float], device: torch.device) -> list[float]:
+        """Element-wise maximum of `values` over all ranks, whose tensors are on `device`.
+
+        Blocks; not counted.
+        """
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
         if self.world_size > 1:
             with peer_loss():
                 dist.all_reduce(tensor, dist.ReduceOp.MAX)

@@ -136,9 +136,11 @@ class Harbour:
             line = process.stdout.readline() if ready.select(timeout_s) else ""
         if not line:
             self._family |= descendants(process.pid)
+            process.poll()
             process.kill()  # the next job gets a new one
             self.close()
-            raise AssertionError(f"no answer within {timeout_s} s\n{self._complaints()}")
+            status = process.returncode
+            raise AssertionError(f"no answer within {timeout_s} s: {status}\n{self._complaints()}")
         answer: dict[str, Any] = json.loads(line)
         gone_by = time.monotonic() + END_S
         while left := members_of(descendants(process.pid)):

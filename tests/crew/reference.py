@@ -20,16 +20,19 @@ NETWORK = "chavan:3-16-32-10"
 BATCH_SIZE = 64
 TRAIN_SAMPLES = 1437
 STEPS_PER_EPOCH = 23
+LR, MOMENTUM = 0.05, 0.9
+SAME = {"lr": LR, "momentum": MOMENTUM, "batch_size": BATCH_SIZE, "memory_format": "contiguous"}
+"""What every run here is told, so that no default can come between it and the reference."""
 
 
 def trained_alone(num_steps: int) -> dict[str, Tensor]:
-    """Plain PyTorch in float64 on the digits, with the defaults of `convoy train`."""
+    """Plain PyTorch in float64 on the digits."""
     data = open_dataset("digits").train
     order = GlobalOrder(num_samples=len(data), batch_size=BATCH_SIZE, seed=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(0, 1))
         network = networks.build(NETWORK, input_shape=(1, 8, 8), num_classes=10).double()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM)
     for step in range(num_steps):
         images, labels = data.batch(order.slice(step, [1], 0).indices)
         optimizer.zero_grad()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -240,20 +241,19 @@ def test_the_lines_that_count_cover_each_epoch_once(
 ) -> None:
     path = tmp_path / "steps.jsonl"
     path.unlink(missing_ok=True)
-    book = Logbook(path, ORDER)
-    for number, (first, shares, done) in enumerate(voyage, start=1):
-        book.begin(formation(shares, generation=number, first_step=first))
-        records = [
-            record(step, rank, generation=number)
-            for step in range(first, first + done)
-            for rank in range(len(shares))
-        ]
-        lost = data.draw(st.integers(0, len(shares)))  # this rank's last record never came
-        last = first + done - 1
-        book.take(r for r in records if (r["step"], r["rank"]) != (last, lost) or len(shares) == 1)
-        successor = voyage[number][0] if number < len(voyage) else 6
-        book.settle(number, successor)
-    book.close()
+    with closing(Logbook(path, ORDER)) as book:
+        for number, (first, shares, done) in enumerate(voyage, start=1):
+            ranks = range(len(shares))
+            book.begin(formation(shares, generation=number, first_step=first))
+            # One rank's last record may never have come, of a crew of several.
+            lost = data.draw(st.sampled_from([None, *ranks])) if len(shares) > 1 else None
+            book.take(
+                record(step, rank, generation=number)
+                for step in range(first, first + done)
+                for rank in ranks
+                if (step, rank) != (first + done - 1, lost)
+            )
+            book.settle(number, voyage[number][0] if number < len(voyage) else 6)
     steps = read_steps(path)
     assert [step.step for step in steps] == list(range(6))
     taken = Counter(

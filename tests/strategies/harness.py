@@ -92,7 +92,7 @@ class Formed:
 
     def __init__(self, members: Sequence[Member], halt: Halt | None) -> None:
         self._members, self._halt = list(members), halt
-        self.ended = False
+        self._reported = 0
 
     def await_halt(self) -> None:
         """Wait until the rank that is to halt has done so."""
@@ -119,9 +119,18 @@ class Formed:
 
     def reports(self) -> list[Report]:
         """Wait for the end; what each rank that still lives leaves."""
-        reports = [Report(**member.expect("report")) for member in self._members]
-        self.ended = True
-        return reports
+        return [self.report(rank) for rank in range(len(self._members))]
+
+    def report(self, place: int) -> Report:
+        """Wait for the end of one rank's part: of those that live, that at `place`."""
+        report = Report(**self._members[place].expect("report"))
+        self._reported += 1
+        return report
+
+    @property
+    def ended(self) -> bool:
+        """Whether all have reported that still live."""
+        return self._reported == len(self._members)
 
 
 class Crew:
@@ -142,7 +151,8 @@ class Crew:
         """Give every process the job; replaces those that were killed or that hang."""
         if self._formed is not None and not self._formed.ended:  # a test has failed half-way
             for member in self._members:
-                member.kill()
+                if member.alive:
+                    member.kill()
         self._members = [m if m.alive else Member(self._nursery) for m in self._members]
         for member in self._members:
             member.ask("build", job=job)

@@ -7,7 +7,7 @@ Written from the definitions and not with Convoy's parts, but for the data sets 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from fractions import Fraction
 
 import torch
@@ -98,13 +98,19 @@ def largest_remainder(count: int, weights: Sequence[float]) -> list[int]:
 
 
 def local_sgd(
-    job: Job, shares: Sequence[int], average_after: Sequence[int], num_steps: int | None = None
+    job: Job,
+    shares: Sequence[int],
+    average_after: Container[int],
+    *,
+    num_steps: int | None = None,
+    sync_first: int = 0,
 ) -> Tensors:
     """Ranks that train on their own, and an average of all they hold after the steps named.
 
     Everything is weighted by the samples that a rank has trained on since the last average. A
     rank without samples in a step does nothing in it. Whole numbers that networks count are
-    rank 0's; those that optimizers count are rounded.
+    rank 0's; those that optimizers count are rounded. In the first `sync_first` steps every
+    rank takes the gradient of the whole batch.
     """
     networks = [first_network(job) for _ in shares]
     optimizers = [optimizer_of(job, network) for network in networks]
@@ -113,14 +119,16 @@ def local_sgd(
         if step == num_steps:
             break
         parts = largest_remainder(len(targets), shares)
-        pieces = zip(inputs.split(parts), targets.split(parts), strict=True)
-        for rank, (mine, labels) in enumerate(pieces):
+        pieces = list(zip(inputs.split(parts), targets.split(parts), strict=True))
+        for rank, (network, optimizer) in enumerate(zip(networks, optimizers, strict=True)):
+            mine, labels = (inputs, targets) if step < sync_first else pieces[rank]
             if len(labels):
-                optimizers[rank].zero_grad()
-                F.cross_entropy(networks[rank](mine), labels).backward()
-                optimizers[rank].step()
+                optimizer.zero_grad()
+                F.cross_entropy(network(mine), labels).backward()
+                optimizer.step()
+            if step >= sync_first:
                 trained[rank] += len(labels)
-        if step in average_after:
+        if step in average_after and sum(trained):
             _average(networks, optimizers, [n / sum(trained) for n in trained])
             trained = [0] * len(shares)
     return state_of(networks[0], optimizers[0])
@@ -141,10 +149,10 @@ def _average(
             tensor.copy_(average.round() if name.endswith("/step") else average)
 
 
-def assert_equal(state: Tensors, expected: Tensors, *, atol: float, but: str = "") -> None:
+def assert_equal(state: Tensors, expected: Tensors, *, atol: float, but: tuple[str, ...] = ()) -> None:
     """Same names, and values no further apart than `atol`; `but` names endings left out."""
-    kept = [name for name in expected if not (but and name.endswith(but))]
-    assert {n for n in state if not (but and n.endswith(but))} == set(kept)
+    kept = [name for name in expected if not name.endswith(but)]
+    assert {name for name in state if not name.endswith(but)} == set(kept)
     for name in kept:
         torch.testing.assert_close(
             state[name], expected[name], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}"

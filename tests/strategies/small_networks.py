@@ -66,6 +66,15 @@ def image_normalised() -> nn.Module:
     )
 
 
+def part_frozen() -> nn.Module:
+    """A convolution that is not trained, and a dense layer that is."""
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+    )
+    network[0].requires_grad_(False)
+    return network
+
+
 class branched(nn.Module):  # noqa: N801 - a network's name, as the functions are
     """Two branches, one of grouped convolutions; a filter used twice; a layer never used."""
 

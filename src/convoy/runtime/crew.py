@@ -30,7 +30,7 @@ from convoy.runtime.interrupt import Interrupt
 from convoy.runtime.journal import Journal
 from convoy.runtime.member import MAX_CONCURRENCY, Berth, Member, describe
 from convoy.runtime.observer import Observer
-from convoy.runtime.placement import Place
+from convoy.runtime.placement import Place, threads_at
 from convoy.strategies import Plan, Problem
 
 POLL_S = 0.2
@@ -85,6 +85,7 @@ class Crew:
     _sailors: list[Sailor] = field(default_factory=list)
     _joining: list[Sailor] = field(default_factory=list)
     _restarts: dict[int, int] = field(default_factory=dict)
+    _taking_part: list[Place] = field(default_factory=list)
     _job_reference: Any = None
 
     def sail(self, start: Checkpoint | None) -> state.Tensors | None:
@@ -95,8 +96,8 @@ class Crew:
             CrewError: no rank can go on.
         """
         self._job_reference = ray.put(self.job)
-        taking_part = [self.places[w.index] for w in self.plan.problem.workers]
-        self._sailors = [self._hire(place) for place in taking_part]
+        self._taking_part = [self.places[w.index] for w in self.plan.problem.workers]
+        self._sailors = [self._hire(place) for place in self._taking_part]
         checkpoint = start
         source: int | None = None
         step = start.step if start else 0
@@ -133,14 +134,15 @@ class Crew:
 
     def _hire(self, place: Place) -> Sailor:
         """Start an actor at `place`; it prepares in the background."""
+        num_threads = threads_at(place, self._taking_part, self.job.settings)
         options: dict[str, Any] = {
             "max_concurrency": MAX_CONCURRENCY,
             "num_gpus": 1 if place.device.startswith("cuda") else 0,
-            "num_cpus": place.num_threads if place.shared else 0,
+            "num_cpus": num_threads if place.shared else 0,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(place.node_id, soft=False),
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(place.num_threads)}},
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(num_threads)}},
         }
-        berth = Berth(address=place.address, device=place.device, num_threads=place.num_threads)
+        berth = Berth(address=place.address, device=place.device, num_threads=num_threads)
         actor = ray.remote(Member).options(**options).remote(berth)
         return Sailor(place=place, actor=actor, ready=actor.prepare.remote(self._job_reference))
 
@@ -152,7 +154,7 @@ class Crew:
             except GetTimeoutError:
                 raise CrewError(
                     f"{where} did not start within {START_TIMEOUT_S:.0f} s. Does the cluster have "
-                    f"{sailor.place.num_threads} free cores there? `convoy doctor` tells more"
+                    f"free cores there? `convoy doctor` tells more"
                 ) from None
             except RayTaskError as error:
                 raise self._foreign(error, where) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,21 @@ class Sums:
     """int64 [classes, classes]: true class by predicted class."""
 
 
+@contextlib.contextmanager
+def judging(model: nn.Module) -> Iterator[None]:
+    """Within it `model` is in evaluation mode; afterwards each module is in the one it was in.
+
+    They may differ: fine-tuning often keeps batch normalisations in evaluation mode.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def evaluate(
     model: nn.Module,
     data: DataSet,
@@ -39,12 +54,10 @@ def evaluate(
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> Sums:
     """Judge `model` on the test samples at `positions`."""
-    was_training = model.training
-    model.eval()
     correct, loss_sum = 0, 0.0
     classes = data.test.num_classes
     confusion = torch.zeros(classes * classes, dtype=torch.int64)
-    with torch.inference_mode():
+    with judging(model), torch.inference_mode():
         for first in range(positions.start, positions.stop, EVALUATION_BATCH):
             indices = torch.arange(first, min(first + EVALUATION_BATCH, positions.stop))
             images, labels = data.test.batch(indices)
@@ -58,7 +71,6 @@ def evaluate(
             confusion += torch.bincount(
                 (labels * classes + predicted).cpu(), minlength=classes * classes
             )
-    model.train(was_training)
     return Sums(
         samples=len(positions),
         correct=correct,

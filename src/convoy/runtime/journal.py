@@ -14,6 +14,7 @@ from typing import Any
 from convoy.errors import ConvoyError
 from convoy.runtime.checkpoint import Checkpoint, write_checkpoint
 from convoy.runtime.formation import Formation, Part
+from convoy.runtime.json_lines import drop_unfinished
 from convoy.runtime.observer import Observer
 from convoy.runtime.records import Logbook, StepSummary
 from convoy.runtime.run_folder import RunFolder
@@ -88,6 +89,7 @@ class Journal:
         self._formation = formation
         self.first_step_done_s = None
         self._logbook.begin(formation)
+        self._sums.clear()
         self._parts.clear()
 
     def take(self, events: Iterable[Event]) -> None:
@@ -115,8 +117,10 @@ class Journal:
 
     def close(self) -> None:
         """Close all files."""
-        self._logbook.close()
-        self.board.close()
+        try:
+            self._logbook.close()
+        finally:
+            self.board.close()
 
     def _completed(self, steps: Iterable[StepSummary]) -> None:
         for step in steps:
@@ -128,9 +132,12 @@ class Journal:
             self._observer.stepped(step, self._num_steps)
 
     def _evaluate(self, sums: Mapping[str, Any]) -> None:
+        formation = self._formation
+        if formation is None or sums["generation"] != formation.generation:
+            return  # of a crew that is gone, and with it other ranks' parts of the test set
         key = (sums["generation"], sums["step"])
         self._sums[key][sums["rank"]] = dict(sums)
-        if self._formation is None or len(self._sums[key]) < len(self._formation.plan.shares):
+        if len(self._sums[key]) < len(formation.plan.shares):
             return
         of_ranks = self._sums.pop(key).values()
         samples = sum(s["samples"] for s in of_ranks)
@@ -139,6 +146,7 @@ class Journal:
         self.evaluation = (sums["step"], accuracy, loss)
         row = {"step": sums["step"], "test_accuracy": accuracy, "test_loss": loss}
         try:
+            drop_unfinished(self.folder.evaluations)
             with self.folder.evaluations.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:

@@ -33,5 +33,5 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def drop_unfinished(path: Path) -> None:
     """Cut a last line without its newline off, so that lines can be added. Raises OSError."""
-    if path.exists():
+    if path.is_file():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)

@@ -9,8 +9,8 @@ from torch import nn
 
 from convoy.runtime.settings import TrainSettings
 
-CUSTOMARY_LR = {"sgd": 0.05, "adam": 1e-3, "adamax": 2e-3, "adagrad": 1e-2, "adadelta": 1.0}
-"""Used where no --lr is given: torch's defaults, and 0.05 for SGD on normalised images."""
+CUSTOMARY_LR = {"sgd": 0.01, "adam": 1e-3, "adamax": 2e-3, "adagrad": 1e-2, "adadelta": 1.0}
+"""Used where no --lr is given: torch's defaults, and 0.01 for SGD."""
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +43,8 @@ class Place:
     node_id: str
     """Ray's name for the machine."""
     device: str
-    num_threads: int
+    cores: float
+    """Cores of its machine that all places on it may use together."""
     weight: float
     """Speed relative to the other places, as far as it is known."""
     shared: bool
@@ -80,7 +81,7 @@ def _find(settings: TrainSettings, *, verbose: bool) -> list[Place]:
         return _local(settings, settings.workers, verbose=verbose)
     if settings.cluster == "ray" or settings.cluster.startswith("ray://"):
         _connect(settings.cluster, None, verbose=verbose)
-        return _of_nodes(settings, list_nodes())
+        return _of_nodes(list_nodes())
     cluster = load_cluster(Path(settings.cluster))
     machines = cluster.real_machines
     if len(machines) == 1 and not _ray_is_known():
@@ -107,7 +108,7 @@ def _local(
             address="127.0.0.1",  # whatever Ray itself prefers
             node_id=node.id,
             device="cuda:0" if index < gpus else "cpu",
-            num_threads=settings.threads_per_worker or max(1, cores // count),
+            cores=cores,
             weight=1.0,
             shared=False,
         )
@@ -127,11 +128,12 @@ def _of_cluster(settings: TrainSettings, cluster: Cluster, nodes: list[Node]) ->
             f"cluster at {address} does not have. It has "
             f"{', '.join(f'{n.name} ({n.address})' for n in nodes)}. Run {commands}"
         )
+    # Cores say nothing about a GPU: without a measurement, all count alike beside one.
+    mixed = any(machine.gpus for machine in cluster.real_machines)
     found: list[Place] = []
     for machine in cluster.real_machines:
         node = matched[machine.name]
         for device in ["cuda:0"] * machine.gpus or ["cpu"]:
-            threads = settings.threads_per_worker or max(1, int(machine.cpus))
             found.append(
                 Place(
                     index=len(found),
@@ -139,16 +141,17 @@ def _of_cluster(settings: TrainSettings, cluster: Cluster, nodes: list[Node]) ->
                     address=node.address,
                     node_id=node.id,
                     device=device,
-                    num_threads=threads,
-                    weight=machine.cpus * machine.speed,
+                    cores=machine.cpus,
+                    weight=machine.speed * (1.0 if mixed else machine.cpus),
                     shared=False,
                 )
             )
     return found
 
 
-def _of_nodes(settings: TrainSettings, nodes: list[Node]) -> list[Place]:
+def _of_nodes(nodes: list[Node]) -> list[Place]:
     """One place per GPU of each node, or one for its cores."""
+    mixed = any(node.gpus for node in nodes)
     found: list[Place] = []
     for node in nodes:
         for device in ["cuda:0"] * int(node.gpus) or ["cpu"] * bool(node.cpus):
@@ -159,8 +162,8 @@ def _of_nodes(settings: TrainSettings, nodes: list[Node]) -> list[Place]:
                     address=node.address,
                     node_id=node.id,
                     device=device,
-                    num_threads=settings.threads_per_worker or max(1, int(node.cpus)),
-                    weight=1.0 if node.gpus else max(1.0, node.cpus),
+                    cores=node.cpus,
+                    weight=1.0 if mixed else node.cpus,
                     shared=True,
                 )
             )
@@ -183,6 +186,12 @@ def _with_shares(found: list[Place], settings: TrainSettings) -> list[Place]:
     return [
         replace(place, weight=share) for place, share in zip(found, settings.shares, strict=True)
     ]
+
+
+def threads_at(place: Place, taking_part: Sequence[Place], settings: TrainSettings) -> int:
+    """Threads of the rank at `place`, so that ranks together do not ask for more than there is."""
+    neighbours = sum(1 for other in taking_part if other.node_id == place.node_id)
+    return settings.threads_per_worker or max(1, int(place.cores / neighbours))
 
 
 def _ray_is_known() -> bool:

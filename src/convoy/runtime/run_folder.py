@@ -21,7 +21,7 @@ import tomli_w
 import torch
 from safetensors.torch import save
 
-from convoy.errors import UsageError
+from convoy.errors import ConvoyError, UsageError
 from convoy.runtime.settings import TrainSettings, settings_from, to_values
 from convoy.runtime.state import Tensors
 from convoy.version import __version__
@@ -109,7 +109,7 @@ def read_settings(folder: RunFolder) -> TrainSettings:
     """The settings that a run was started with."""
     try:
         values = tomllib.loads(folder.settings.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{folder.settings} cannot be read: {error}") from None
     return settings_from(values, source=str(folder.settings))
 
@@ -135,18 +135,27 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, then rename it. Raises OSError."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file of a run folder under a temporary name, then rename it.
+
+    Raises:
+        ConvoyError: it cannot be written (a full disk, say); what was there before still is.
+    """
+    temporary: Path | None = None
     try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        temporary = Path(name)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise ConvoyError(
+            f"cannot write {path}: {error.strerror}. Make room, then go on with "
+            f"--resume {path.parent}"
+        ) from None

@@ -85,7 +85,7 @@ class GlobalOrder:
     def slice(self, step: int, shares: Sequence[int], rank: int) -> Slice:
         """What `rank` takes of `step` when ranks' full-batch shares are `shares`."""
         first, last = self.step_bounds(step)
-        parts = cut(last - first, shares)
+        parts = _parts(last - first, tuple(shares))
         mine = first + sum(parts[:rank])
         epoch = self.epoch_of(step)
         order = _permutation(self.num_samples, self.seed, epoch)
@@ -97,6 +97,11 @@ class GlobalOrder:
             step_first=first,
             step_samples=last - first,
         )
+
+
+@lru_cache(maxsize=64)
+def _parts(count: int, shares: tuple[int, ...]) -> list[int]:
+    return cut(count, shares)
 
 
 @lru_cache(maxsize=2)

@@ -154,7 +154,11 @@ class Trainee:
         count = formation.plan.shares[formation.rank]
         inputs, targets = self._fetch(torch.arange(min(count, len(self.data.train))))
         return fastest_layout(
-            self.model, inputs, targets, autocast=self._autocast, agree=comm.maximum
+            self.model,
+            inputs,
+            targets,
+            autocast=self._autocast,
+            agree=lambda times: comm.maximum(times, self.device),
         )
 
     def _run(self, formation: Formation, comm: Comm, gate: Gate, sink: Sink, layout: str) -> int:

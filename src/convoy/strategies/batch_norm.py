@@ -58,13 +58,12 @@ class CrewBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `input` over all ranks' samples; update the running statistics."""
         self._check_input_dim(input)
-        use_batch = self.training or self.running_mean is None
-        if self.comm.world_size == 1 or not use_batch:
+        if self.comm.world_size == 1 or not self.training:
             return super().forward(input)
         output, mean, variance, count = _Normalise.apply(  # type: ignore[no-untyped-call]
             input, self.weight, self.bias, self.eps, self.comm
         )
-        if self.training and self.running_mean is not None:
+        if self.running_mean is not None:
             self._update_running(mean, variance * (count / max(count - 1, 1)))
         result: Tensor = output
         return result

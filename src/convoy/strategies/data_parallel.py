@@ -18,7 +18,7 @@ averaging, which assumes equal shares, by a sum.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -28,10 +28,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from convoy.comm import peer_loss
 from convoy.cost.schedule import Collective, Compute, Schedule
+from convoy.errors import UnknownNameError
 from convoy.strategies.base import Completed, Plan, Problem, Rank, Strategy
 from convoy.strategies.batch_norm import exchanged_bytes, synchronise_batch_norm
 from convoy.strategies.gradient_hooks import sum_gradients, sum_gradients_as_bfloat16
 from convoy.strategies.shares import share_of_each
+
+WIRES = ("fp32", "bf16")
+BATCH_NORMS = ("sync", "local")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,12 @@ class DataParallel(Strategy):
     batch_norm: Literal["sync", "local"] = "sync"
     """`sync`: statistics over the whole batch, as one machine would take them. `local`: over
     each rank's share, as plain DDP does; fewer messages, other mathematics."""
+
+    def __post_init__(self) -> None:
+        if self.wire not in WIRES:
+            raise UnknownNameError("--wire", str(self.wire), WIRES)
+        if self.batch_norm not in BATCH_NORMS:
+            raise UnknownNameError("--batch-norm", str(self.batch_norm), BATCH_NORMS)
 
     def plan(self, problem: Problem) -> Plan:
         """Share the batch by weight, at least one sample per worker."""
@@ -86,9 +96,12 @@ class DataParallel(Strategy):
         """Forward, backward with overlapping all-reduce, update; every step ends in agreement."""
         model = self._replicate(rank)
         for batch in rank.batches:
-            loss_sum = rank.loss(model, batch)
-            with peer_loss():
-                (loss_sum / batch.step_samples).backward()
+            # A stand-in for no samples is not to leave its mark on statistics of one's own.
+            stands_in = self.batch_norm == "local" and not batch.samples
+            with _buffers_kept(rank.model) if stands_in else nullcontext():
+                loss_sum = rank.loss(model, batch)
+                with peer_loss():
+                    (loss_sum / batch.step_samples).backward()
             rank.comm.settle()
             rank.update(batch, loss_sum)
             rank.commit(batch.step + 1, False)
@@ -98,10 +111,10 @@ class DataParallel(Strategy):
 
     def _replicate(self, rank: Rank) -> nn.Module:
         """The model as DDP wraps it; as it is where there is nobody to share with."""
+        if self.batch_norm == "sync":  # alone too: it may have been one of several before
+            synchronise_batch_norm(rank.model, rank.comm)
         if rank.comm.world_size == 1:
             return rank.model
-        if self.batch_norm == "sync":
-            synchronise_batch_norm(rank.model, rank.comm)
         replica = DistributedDataParallel(
             rank.model,
             device_ids=[rank.device] if rank.device.type == "cuda" else None,
@@ -143,11 +156,18 @@ def _settle_buckets(rank: Rank, replica: nn.Module) -> None:
 @contextmanager
 def _untouched(rank: Rank) -> Iterator[None]:
     """Within it the model may run; afterwards its buffers and gradients are as before."""
-    buffers = {name: buffer.clone() for name, buffer in rank.model.named_buffers()}
     rank.comm.step_samples = rank.example.samples
-    yield
-    with torch.no_grad():
-        for name, buffer in rank.model.named_buffers():
-            buffer.copy_(buffers[name])
+    with _buffers_kept(rank.model):
+        yield
     rank.optimizer.zero_grad(set_to_none=True)
     rank.comm.take()
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Within it the model may run forward and backward; afterwards its buffers are as before."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    yield
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])

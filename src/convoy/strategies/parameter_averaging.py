@@ -44,11 +44,10 @@ class ParameterAveraging(Strategy):
     """Steps at the start with gradients summed every step, as `data` does."""
 
     def __post_init__(self) -> None:
-        if self.average_every != "end" and self.average_every < 1:
-            raise UsageError(
-                f"--average-every {self.average_every}: expected 1 or more steps, or 'end'"
-            )
-        if self.sync_first < 0:
+        every = self.average_every
+        if every != "end" and (type(every) is not int or every < 1):
+            raise UsageError(f"--average-every {every}: expected 1 or more steps, or 'end'")
+        if type(self.sync_first) is not int or self.sync_first < 0:
             raise UsageError(f"--sync-first {self.sync_first}: expected 0 or more steps")
 
     def plan(self, problem: Problem) -> Plan:
@@ -112,15 +111,16 @@ class ParameterAveraging(Strategy):
         if pending == Pending():
             rank.commit(step, not alone)
         for batch in rank.batches:
-            loss_sum = rank.loss(rank.model, batch)
-            if alone or batch.step < self.sync_first:
-                (loss_sum / batch.step_samples).backward()
+            synchronous = alone or batch.step < self.sync_first
+            loss_sum = torch.zeros(())
+            if batch.samples:  # a stand-in for none would leave its mark on running statistics
+                loss_sum = rank.loss(rank.model, batch)
+                (loss_sum / (batch.step_samples if synchronous else batch.samples)).backward()
+            if synchronous:
                 _sum_gradients(rank)
+            if batch.samples or synchronous:
                 rank.update(batch, loss_sum)
-            else:
-                if batch.samples:
-                    (loss_sum / batch.samples).backward()
-                    rank.update(batch, loss_sum)
+            if not synchronous:
                 pending = Pending(
                     samples=pending.samples + batch.samples,
                     step_samples=pending.step_samples + batch.step_samples,

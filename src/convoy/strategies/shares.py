@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 from convoy.errors import UsageError
 
@@ -12,13 +14,14 @@ def cut(count: int, weights: Sequence[float]) -> list[int]:
 
     Largest remainders (Hamilton's method); ties go to the lower index.
     """
-    if count < 0 or not weights or any(w < 0 for w in weights) or sum(weights) <= 0:
+    if count < 0 or not any(weights) or not all(math.isfinite(w) and w >= 0 for w in weights):
         raise UsageError(
             f"cannot cut {count} samples by weights {list(weights)}: expected non-negative "
             "weights, at least one of them above zero"
         )
-    total = sum(weights)
-    exact = [count * w / total for w in weights]
+    # In floating point, remainders that are equal would differ by how they round.
+    total = sum(map(Fraction, weights))
+    exact = [count * Fraction(w) / total for w in weights]
     parts = [int(e) for e in exact]
     by_remainder = sorted(range(len(parts)), key=lambda i: (parts[i] - exact[i], i))
     for i in by_remainder[: count - sum(parts)]:
@@ -39,10 +42,12 @@ def share_of_each(batch_size: int, weights: Sequence[float]) -> tuple[int, ...]:
             f"least one sample per step. Use --batch-size {num_ranks} or more, or --workers "
             f"{batch_size}"
         )
-    if any(weight <= 0 for weight in weights):
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise UsageError(f"shares must be above zero, got {', '.join(f'{w:g}' for w in weights)}")
     parts = cut(batch_size, weights)
-    while 0 in parts:  # a very slow rank still takes one, from whoever has the most
-        parts[parts.index(max(parts))] -= 1
+    # A very slow rank still takes one, from whoever has the most: of several, the slowest.
+    slowest_first = sorted(range(num_ranks), key=lambda i: weights[i])
+    while 0 in parts:
+        parts[max(slowest_first, key=lambda i: parts[i])] -= 1
         parts[parts.index(0)] += 1
     return tuple(parts)
