@@ -37,6 +37,8 @@ from convoy.strategies import make_strategy
 
 FIXED_ON_RESUME = ("network", "data", "seed", "batch_size", "optimizer", "precision")
 """What a run cannot change half-way and still be one run."""
+RIVALS = {"epochs": "steps", "steps": "epochs", "workers": "cluster", "cluster": "workers"}
+"""Options that exclude each other: the one given later replaces the other."""
 GIVEN_IN_PYTHON = "python:"
 """How run.toml marks a network or data set that no name stands for."""
 
@@ -123,12 +125,12 @@ def resolve_settings(values: Mapping[str, Any], *, config: Path | None) -> Train
     from_file = read_config(config) if config else {}
     if config is not None:
         settings_from(from_file, source=str(config))  # so that errors name the file
-    merged = {**from_file, **values}
+    merged = {**_without_rivals(from_file, values), **values}
     resume = merged.get("resume")
     if resume is None:
         return settings_from(merged, source="the options")
-    folder = open_run_folder(Path(resume))
-    before = read_config(folder.settings)
+    folder = open_run_folder(Path(resume).expanduser())
+    before = _without_rivals(read_config(folder.settings), merged)
     for name in FIXED_ON_RESUME:
         if name in merged and merged[name] != getattr(read_settings(folder), name):
             raise UsageError(
@@ -136,14 +138,19 @@ def resolve_settings(values: Mapping[str, Any], *, config: Path | None) -> Train
                 f"{getattr(read_settings(folder), name)} that {resume} was started with; a "
                 "resumed run keeps it. Leave it out, or start a new run"
             )
-    for one, other in (("epochs", "steps"), ("workers", "cluster")):
-        for new, old in ((one, other), (other, one)):
-            if new in merged:
-                before.pop(old, None)
+    if "strategy" in merged and merged["strategy"] != read_settings(folder).strategy:
+        before.pop("strategy_options", None)  # those are the other strategy's
     if {"workers", "cluster"} & merged.keys():
         before.pop("shares", None)
     before.pop("out", None)
     return settings_from({**before, **merged}, source="the options")
+
+
+def _without_rivals(values: Mapping[str, Any], winners: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` less what would say the same as one of `winners` in another way."""
+    given = {name for name, value in winners.items() if value is not None}
+    beaten = {RIVALS[name] for name in given & RIVALS.keys()}
+    return {name: value for name, value in values.items() if name not in beaten}
 
 
 def evaluate(

@@ -114,7 +114,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         "instance": Mine(),
         "failing": Mine(fails=True),
         "tensors": tensors,
-        "slow": lambda: ours.slow(watch.hurry, folder),
+        "slow": lambda: ours.paced(watch.hurry, folder),
     }
     network, data = job["network"], job["data"]
     network = things.get(network, network)

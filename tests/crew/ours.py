@@ -1,6 +1,6 @@
 """Data sets and networks as a user may bring them: slow, poisoned or broken ones.
 
-Imported by the tests, and by name in the processes that train. HURRY names a file: until it is
+Imported by the tests, and by name in the processes that train. Until a file called `hurry` is
 there, a slow data set takes its time, so that something can happen in the middle of a run.
 """
 
@@ -41,8 +41,9 @@ class Paced(ImageData):
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See ImageData."""
         if self.pids is not None and len(indices) > 2:
-            with contextlib.suppress(FileExistsError), (self.pids / str(len(indices))).open("x") as f:
-                f.write(str(os.getpid()))
+            with contextlib.suppress(FileExistsError):
+                with (self.pids / str(len(indices))).open("x") as file:
+                    file.write(str(os.getpid()))
         if not self.hurry.exists():
             time.sleep(PAUSE_S)
         return self.inner.batch(indices)
@@ -66,10 +67,16 @@ class Poisoned(ImageData):
         return images, labels
 
 
-def slow(hurry: Path | None = None, pids: Path | None = None) -> DataSet:
-    """The digits, slowly."""
+def paced(hurry: Path, pids: Path | None = None) -> DataSet:
+    """The digits, slowly; see `Paced`."""
     digits = open_dataset("digits")
-    return replace(digits, train=Paced(digits.train, hurry or Path(os.environ["HURRY"]), pids))
+    return replace(digits, train=Paced(digits.train, hurry, pids))
+
+
+def slow() -> DataSet:
+    """The digits, slowly where the environment variable HURRY names a file."""
+    hurry = os.environ.get("HURRY")
+    return paced(Path(hurry)) if hurry else open_dataset("digits")
 
 
 def poisoned() -> DataSet:

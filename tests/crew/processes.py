@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import shutil
 import subprocess
 import sys
 import time
@@ -28,13 +29,12 @@ class Program:
         self._err = folder / f"stderr-{time.monotonic_ns()}"
         self._out = self._err.with_name(self._err.name.replace("stderr", "stdout"))
         self.family: set[psutil.Process] = set()
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RANK", "WORLD"))}
-        paths = {"PYTHONPATH": str(HERE), "COLUMNS": "400"}
+        shutil.copy(HERE / "ours.py", folder)
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=folder,
-                env=kept | paths | dict(env or {}),
+                env=os.environ | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,

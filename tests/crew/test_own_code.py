@@ -53,8 +53,3 @@ def test_a_network_that_fails_on_one_rank(harbour: Harbour, tmp_path: Path) -> N
     assert "in broken_helper" in text  # the user's own traceback
     assert "shape '[7, -1]' is invalid" in text
     assert took_s < 45  # and not --timeout-s later
-
-
-@pytest.mark.timeout(60)
-def test_a_loss_that_is_no_number(harbour: Harbour, tmp_path: Path) -> None:
-    pytest.skip("below")

@@ -166,11 +166,13 @@ class Crew:
         parts: Mapping[int, Part] | None = None,
         source_rank: int | None = 0,
         halt: Halt | None = None,
+        stop_before: int | None = None,
         absent: int = 0,
     ) -> Formed:
         """Have the processes at `places` train as ranks 0, 1, ... from `first_step`.
 
-        `parts` is what ranks load first. The last `absent` ranks of the plan do not turn up.
+        `parts` is what ranks load first. With `stop_before` they stop there, to regroup. The
+        last `absent` ranks of the plan do not turn up.
         """
         self._generation += 1
         num_ranks = len(plan.shares) - absent
@@ -189,8 +191,13 @@ class Crew:
                 source_rank=source_rank,
                 layout="contiguous",
             )
-            mine = (halt.place, halt.step) if halt and halt.rank == rank else None
-            member.ask("train", formation=formation, port=port if rank else None, halt=mine)
+            member.ask(
+                "train",
+                formation=formation,
+                port=port if rank else None,
+                halt=(halt.place, halt.step) if halt and halt.rank == rank else None,
+                stop_before=stop_before,
+            )
         self._formed = Formed(members, halt)
         return self._formed
 

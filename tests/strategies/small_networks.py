@@ -34,17 +34,20 @@ def plain() -> nn.Module:
 
 
 def normalised() -> nn.Module:
-    """Batch normalisation after convolutions and between dense layers, with a cumulative one."""
+    """Batch normalisation after convolutions and between dense layers, with a cumulative one.
+
+    No bias stands before any: its gradient would be rounding errors, which Adam blows up.
+    """
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, bias=False),
         nn.BatchNorm2d(4),
         nn.ReLU(),
         Tripwire(),
-        nn.Conv2d(4, 3, 3),
+        nn.Conv2d(4, 3, 3, bias=False),
         nn.BatchNorm2d(3, momentum=None),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(12, 6),
+        nn.Linear(12, 6, bias=False),
         nn.BatchNorm1d(6, affine=False),
         nn.Tanh(),
         nn.Linear(6, 3),
@@ -52,13 +55,16 @@ def normalised() -> nn.Module:
 
 
 def image_normalised() -> nn.Module:
-    """Batch normalisation over images alone, which even a single sample has a variance in."""
+    """Batch normalisation over images alone, which even a single sample has a variance in.
+
+    36 + 8 + 108 + 6 + 39 = 197 parameters; running means and variances are 14.
+    """
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, bias=False),
         nn.BatchNorm2d(4),
         nn.ReLU(),
         Tripwire(),
-        nn.Conv2d(4, 3, 3),
+        nn.Conv2d(4, 3, 3, bias=False),
         nn.BatchNorm2d(3),
         nn.ReLU(),
         nn.Flatten(),

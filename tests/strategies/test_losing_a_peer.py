@@ -65,14 +65,8 @@ def test_the_last_one_goes_on_alone(crew: Crew, strategy: str) -> None:
 def test_one_that_was_alone_is_joined_by_others(crew: Crew) -> None:
     job = job_for("normalised", "data")
     crew.build(job)
-    alone = crew.form(plan_of(job, (1,)), parts={0: first_part(job)})
-    alone.hold()
-    alone.release(3, "regroup")
-    (stopped,) = alone.reports()
-    assert stopped.outcome.step in (0, 1, 2, 3)
-    boundary = stopped.outcome.step
-    joined = crew.form(plan_of(job, WEIGHTS), first_step=boundary, source_rank=0).reports()
-    for report in joined:
+    crew.form(plan_of(job, (1,)), parts={0: first_part(job)}, stop_before=3).reports()
+    for report in crew.form(plan_of(job, WEIGHTS), first_step=3).reports():
         assert_equal(report.state, train_alone(job), atol=1e-9)
 
 
@@ -82,17 +76,12 @@ def test_a_survivor_one_step_behind_takes_over_the_state_of_the_one_ahead(
 ) -> None:
     job = job_for("normalised", "data")
     crew.build(job)
-    formed = crew.form(plan_of(job, (3, 5)), parts={0: first_part(job)})
-    formed.hold()
-    formed.release(4, "regroup")
-    assert {report.outcome.step for report in formed.reports()} == {4}
-    step_4 = crew.form(plan_of(job, (1,)), places=[ahead], first_step=4)
-    step_4.hold()
-    step_4.release(5, "regroup")
-    (one,) = step_4.reports()
-    assert_equal(one.state, train_alone(job, 5), atol=1e-9)
-
     plan = plan_of(job, (3, 5))
+    formed = crew.form(plan, parts={0: first_part(job)}, stop_before=4)
+    assert {report.outcome.step for report in formed.reports()} == {4}
+    alone = plan_of(job, (1,))
+    (one,) = crew.form(alone, places=[ahead], first_step=4, stop_before=5).reports()
+    assert_equal(one.state, train_alone(job, 5), atol=1e-9)
     for report in crew.form(plan, first_step=5, source_rank=ahead).reports():
         assert (report.outcome.kind, report.outcome.step) == ("finished", 7)
         assert [record["step"] for record in report.records] == [5, 6]
@@ -103,10 +92,7 @@ def test_a_peer_that_never_turns_up(crew: Crew) -> None:
     """The others give up after the timeout, as they were, and form again without it."""
     job = job_for("normalised", "data", timeout_s=1.0)
     crew.build(job)
-    formed = crew.form(plan_of(job, (3, 5)), parts={0: first_part(job)})
-    formed.hold()
-    formed.release(4, "regroup")
-    formed.reports()
+    crew.form(plan_of(job, (3, 5)), parts={0: first_part(job)}, stop_before=4).reports()
     for report in crew.form(plan_of(job, WEIGHTS), first_step=4, absent=1).reports():
         assert (report.outcome.kind, report.outcome.step) == LOST
         assert_equal(report.state, train_alone(job, 4), atol=1e-9)

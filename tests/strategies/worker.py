@@ -72,7 +72,13 @@ class Worker:
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         return int(self._store.port)
 
-    def train(self, formation: Formation, port: int | None, halt: tuple[str, int] | None) -> None:
+    def train(
+        self,
+        formation: Formation,
+        port: int | None,
+        halt: tuple[str, int] | None,
+        stop_before: int | None,
+    ) -> None:
         assert self._trainee is not None
         if self._training.ident is not None:
             self._training.join()
@@ -80,6 +86,8 @@ class Worker:
             timeout = timedelta(seconds=self._trainee.job.settings.timeout_s)
             self._store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timeout)
         self._gate.reset(formation.first_step)
+        if stop_before is not None:
+            self._gate.release(stop_before, "regroup")
         self._going_on.clear()
         self._training = threading.Thread(target=self._train, args=(formation, halt), daemon=True)
         self._training.start()

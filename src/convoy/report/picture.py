@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ import matplotlib.figure
 
 from convoy.runtime.json_lines import read_lines
 from convoy.runtime.records import StepSummary, read_steps
-from convoy.runtime.run_folder import RunFolder
+from convoy.runtime.run_folder import RunFolder, write_bytes
 
 COLOURS = {"compute_s": "#3b6fb6", "wait_s": "#d9a441", "comm_s": "#8c4a6b"}
 LABELS = {"compute_s": "compute", "wait_s": "wait for slower ranks", "comm_s": "communicate"}
 
 
 def draw_run(path: Path) -> Path:
-    """Draw `run.png` in the run folder at `path` from its records; returns where it is."""
+    """Draw `run.png` in the run folder at `path` from its records; returns where it is.
+
+    Raises:
+        DataError: a record is damaged.
+        ConvoyError: the picture cannot be written.
+    """
     folder = RunFolder(path)
     steps = read_steps(folder.steps)
     result = json.loads(folder.result.read_text(encoding="utf-8"))
@@ -32,8 +38,11 @@ def draw_run(path: Path) -> Path:
         f"{result['network']} on {result['dataset']}: {result['strategy']} over "
         f"{len(result['machines'])} rank{'s' * (len(result['machines']) != 1)}{shown}",
         fontsize=11,
+        parse_math=False,
     )
-    figure.savefig(folder.picture, dpi=110)
+    image = BytesIO()
+    figure.savefig(image, dpi=110)
+    write_bytes(folder.picture, image.getvalue())
     return folder.picture
 
 

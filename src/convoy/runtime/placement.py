@@ -78,7 +78,7 @@ def places(settings: TrainSettings, *, verbose: bool = False) -> Iterator[list[P
 
 def _find(settings: TrainSettings, *, verbose: bool) -> list[Place]:
     if settings.cluster is None:
-        return _local(settings, settings.workers, verbose=verbose)
+        return _local(settings.workers, verbose=verbose)
     if settings.cluster == "ray" or settings.cluster.startswith("ray://"):
         _connect(settings.cluster, None, verbose=verbose)
         return _of_nodes(list_nodes())
@@ -86,14 +86,12 @@ def _find(settings: TrainSettings, *, verbose: bool) -> list[Place]:
     machines = cluster.real_machines
     if len(machines) == 1 and not _ray_is_known():
         workers = max(1, machines[0].gpus)
-        return _local(settings, workers, name=machines[0].name, verbose=verbose)
+        return _local(workers, name=machines[0].name, verbose=verbose)
     _connect("ray", cluster, verbose=verbose)
     return _of_cluster(settings, cluster, list_nodes())
 
 
-def _local(
-    settings: TrainSettings, workers: int | None, *, name: str = "", verbose: bool
-) -> list[Place]:
+def _local(workers: int | None, *, name: str = "", verbose: bool) -> list[Place]:
     """Places on this machine, in a Ray of their own that only loopback reaches."""
     cores = len(os.sched_getaffinity(0))
     gpus = torch.cuda.device_count()

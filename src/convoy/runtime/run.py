@@ -98,7 +98,7 @@ def run_with_crew(job: Job, observer: Observer, *, verbose: bool = False) -> res
             generation=preparation.start.generation if preparation.start else 0,
         )
         try:
-            tensors = crew.sail(preparation.start)
+            tensors = crew.run(preparation.start)
         finally:
             journal.close()
         if tensors is None:

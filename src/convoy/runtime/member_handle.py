@@ -1,0 +1,84 @@
+"""The driver's view of one member of a crew: hired, ready, at work, or gone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from convoy.errors import ConvoyError, CrewError
+from convoy.runtime.formation import Outcome
+from convoy.runtime.member import MAX_CONCURRENCY, Berth, Member, describe
+from convoy.runtime.placement import Place
+
+START_TIMEOUT_S = 120.0
+
+
+@dataclass
+class MemberHandle:
+    """The driver's view of one member."""
+
+    place: Place
+    actor: Any
+    call: Any
+    """Reference to what it was last asked to do: to prepare, or to train."""
+    pid: int | None = None
+    outcome: Outcome | None = None
+
+
+def hire(place: Place, num_threads: int, job_reference: Any) -> MemberHandle:
+    """Start an actor at `place`; it prepares in the background."""
+    options: dict[str, Any] = {
+        "max_concurrency": MAX_CONCURRENCY,
+        "num_gpus": 1 if place.device.startswith("cuda") else 0,
+        "num_cpus": num_threads if place.shared else 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(place.node_id, soft=False),
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(num_threads)}},
+    }
+    berth = Berth(address=place.address, device=place.device, num_threads=num_threads)
+    actor = ray.remote(Member).options(**options).remote(berth)
+    return MemberHandle(place=place, actor=actor, call=actor.prepare.remote(job_reference))
+
+
+def await_ready(members: Sequence[MemberHandle]) -> None:
+    """Wait until all are prepared.
+
+    Raises:
+        ConvoyError: one of them cannot be: what it raised, or CrewError.
+    """
+    for member in members:
+        where = f"the rank on {member.place.machine} ({member.place.device})"
+        try:
+            member.pid = ray.get(member.call, timeout=START_TIMEOUT_S)
+        except GetTimeoutError:
+            raise CrewError(
+                f"{where} did not start within {START_TIMEOUT_S:.0f} s. Does the cluster have "
+                f"free cores there? `convoy doctor` tells more"
+            ) from None
+        except RayTaskError as error:
+            raise foreign_error(error, where) from None
+        except RayActorError as error:
+            raise CrewError(f"{where} died while it started: {error}") from None
+
+
+def foreign_error(error: RayTaskError, where: str) -> ConvoyError:
+    """What a member raised, as the driver raises it: its own ConvoyError, or the traceback."""
+    cause = error.cause
+    if isinstance(cause, ConvoyError):
+        return cause
+    return CrewError(f"{where} failed: {describe(error)}\n{error}")
+
+
+def committed(member: MemberHandle) -> int:
+    """The step that `member`'s state goes on from; -1 where it has none to offer."""
+    step = member.outcome.step if member.outcome else None
+    return -1 if step is None else step
+
+
+def backend_for(members: Sequence[MemberHandle]) -> str:
+    """NCCL where every rank has a GPU of its own; Gloo, which moves both kinds, otherwise."""
+    return "nccl" if all(s.place.device.startswith("cuda") for s in members) else "gloo"

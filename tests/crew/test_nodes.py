@@ -1,0 +1,28 @@
+"""A whole machine goes down, and not only the rank on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .processes import HERE, Program
+from .reference import NETWORK, SAME, STEPS_PER_EPOCH, assert_each_sample_once, assert_weights
+
+
+@pytest.mark.timeout(120)
+def test_training_goes_on_without_the_machine(
+    program: Callable[..., Program], tmp_path: Path
+) -> None:
+    options = SAME | {"network": NETWORK, "precision": "fp64", "epochs": 3, "out": "run"}
+    train = program(str(HERE / "two_nodes.py"), json.dumps(options))
+    assert train.wait(100) == 0, train.stderr
+    answer = json.loads(train.stdout.splitlines()[-1])
+    assert_weights(tmp_path / "run", 3 * STEPS_PER_EPOCH)
+    assert_each_sample_once(tmp_path / "run", 3 * STEPS_PER_EPOCH)
+    assert any("on second died in step" in text for text in answer["said"])
+    assert any("second itself is gone: going on without it" in text for text in answer["said"])
+    assert [machine["name"] for machine in answer["result"]["machines"]] == ["head"]
+    assert answer["result"]["reformations"] == 1

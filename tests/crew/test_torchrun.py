@@ -1,0 +1,78 @@
+"""The same training where torchrun has started the ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from .processes import Program, descendants
+from .reference import (
+    NETWORK,
+    SAME,
+    STEPS_PER_EPOCH,
+    assert_each_sample_once,
+    assert_weights,
+    effective,
+)
+from .test_command import LEFT, RESULT
+from .test_resume import flags, kept, steps_done
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+OPTIONS = SAME | {"network": NETWORK, "data": "ours:slow", "precision": "fp64", "epochs": 2}
+TRAIN = ("-m", "convoy", "train", *flags(OPTIONS), "--out", "run", "--json")
+STEPS = 2 * STEPS_PER_EPOCH
+
+
+def rank(number: int, train: Program) -> psutil.Process:
+    """The process that is this rank."""
+    children = descendants(train.process.pid)
+    return next(c for c in children if c.environ().get("RANK") == str(number))
+
+
+@pytest.mark.timeout(90)
+def test_two_ranks(program: Callable[..., Program], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train = program(*TORCHRUN, *TRAIN, "--shares=3,1", OMP_NUM_THREADS="1")
+    assert train.wait(60) == 0, train.stderr
+    result = json.loads(train.stdout)
+    assert result == json.loads((run / "result.json").read_text())
+    assert result.keys() >= RESULT
+    assert {path.name for path in run.iterdir()} >= set(LEFT)
+    assert [machine["samples"] for machine in result["machines"]] == [48, 16]
+    assert [line["samples"] for line in effective(run)[0]] == [48, 16]
+    assert_weights(run, STEPS)
+    assert_each_sample_once(run, STEPS)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_rank_is_killed_and_torchrun_starts_anew(
+    program: Callable[..., Program], tmp_path: Path, lost: int
+) -> None:
+    run = tmp_path / "run"
+    train = program(
+        *(*TORCHRUN, "--max-restarts=1", *TRAIN, "--checkpoint-every=4", "--timeout-s=20"),
+        OMP_NUM_THREADS="1",
+        HURRY=str(tmp_path / "hurry"),
+    )
+    train.until(lambda: (run / "checkpoints").is_dir() and kept(run) and steps_done(run) > 9, 60)
+    rank(lost, train).kill()
+    (tmp_path / "hurry").touch()
+    assert train.wait(90) == 0, train.stderr
+    result = json.loads(train.stdout)
+    assert result["resumed_from_step"] >= 4
+    assert_weights(run, STEPS)
+    assert_each_sample_once(run, STEPS)
+
+
+@pytest.mark.timeout(60)
+def test_torchrun_decides_on_ranks(program: Callable[..., Program], tmp_path: Path) -> None:
+    train = program(*TORCHRUN, *TRAIN, "--workers=2", OMP_NUM_THREADS="1")
+    assert train.wait(50) != 0
+    assert "torchrun decides how many ranks there are and where" in train.stderr
+    assert train.stdout == ""
+    assert not (tmp_path / "run").exists()
