@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -30,8 +31,9 @@ from convoy.runtime.formation import Job
 from convoy.runtime.observer import LogObserver, Observer
 from convoy.runtime.results import RunResult
 from convoy.runtime.run import run_with_crew
-from convoy.runtime.run_folder import open_run_folder, read_settings
+from convoy.runtime.run_folder import RunFolder, open_run_folder, read_settings
 from convoy.runtime.settings import TrainSettings, read_config, settings_from
+from convoy.runtime.state import Tensors
 from convoy.runtime.training import DTYPES
 from convoy.strategies import make_strategy
 
@@ -170,23 +172,16 @@ def evaluate(
 
     Raises:
         UsageError: no run there, or a data set of another shape.
-        CheckpointError: the run has not finished: there is no model.safetensors.
+        CheckpointError: the run has not finished, or what it left is damaged.
     """
     folder = open_run_folder(Path(run))
     settings = read_settings(folder)
-    if not folder.model.is_file():
-        raise CheckpointError(
-            f"{folder.path} has no model.safetensors: the run did not finish. Go on with it: "
-            f"convoy train --resume {folder.path}"
-        )
+    tensors, shape, classes = _trained(folder)
     data = open_dataset(
         _thing(dataset, settings.data, "dataset"),
         data_dir=Path(data_dir) if data_dir else settings.data_dir,
         seed=settings.seed,
     )
-    tensors = load_file(folder.model)
-    plan = json.loads((folder.path / "plan.json").read_text(encoding="utf-8"))
-    shape, classes = tuple(plan["image_shape"]), plan["classes"]
     if data.test.image_shape != shape or data.test.num_classes != classes:
         raise UsageError(
             f"{folder.path} was trained on {'x'.join(map(str, shape))} images of {classes} "
@@ -216,6 +211,31 @@ def evaluate(
         class_names=list(data.test.class_names),
         confusion=sums.confusion.tolist(),
     )
+
+
+def _trained(folder: RunFolder) -> tuple[Tensors, tuple[int, ...], int]:
+    """The network's tensors that a run left, its image shape and its number of classes."""
+    if not folder.model.is_file():
+        raise CheckpointError(
+            f"{folder.path} has no model.safetensors: the run did not finish. Go on with it: "
+            f"convoy train --resume {folder.path}"
+        )
+    try:
+        tensors = load_file(folder.model)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder.model} cannot be read: {error}. If the run has checkpoints, it is written "
+            f"anew by training on: convoy train --resume {folder.path} with more --epochs"
+        ) from None
+    plan = folder.path / "plan.json"
+    try:
+        content = json.loads(plan.read_text(encoding="utf-8"))
+        return tensors, tuple(content["image_shape"]), int(content["classes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{plan} cannot be read ({type(error).__name__}: {error}): expected the image_shape "
+            "and classes that the run was planned with"
+        ) from None
 
 
 def doctor(options: DoctorOptions | None = None) -> list[Check]:

@@ -12,6 +12,7 @@ schedule's can be equal, exactly.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -88,6 +89,10 @@ class Comm:
 
         Call `settle` when the computation that overlaps it has ended.
         """
+        if self.world_size == 1:
+            alone: torch.futures.Future[Tensor] = torch.futures.Future()
+            alone.set_result(tensor)
+            return alone
         self._reduced_bytes += tensor.numel() * tensor.element_size()
         work = dist.all_reduce(tensor, async_op=True)
         self._last_issue_s = time.perf_counter()
@@ -161,4 +166,4 @@ def is_peer_loss(error: BaseException) -> bool:
     """
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError):
         return True
-    return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    return isinstance(error, RuntimeError) and bool(re.search(r"(?i)\bgloo\b", str(error)))

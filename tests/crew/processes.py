@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).parent
+KIND = {"RAY_worker_niceness": "0"}
+"""Ray's workers are at 15 by default, and starve beside whatever else a machine does."""
 POLL_S = 0.05
 END_S = 15.0
 """How long descendants may take to end once their ancestor has."""
@@ -34,7 +36,7 @@ class Program:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=folder,
-                env=os.environ | dict(env or {}),
+                env=os.environ | KIND | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -154,6 +156,7 @@ class Harbour:
                 self._process = subprocess.Popen(
                     [sys.executable, str(HERE / "harbour.py")],
                     cwd=self.folder,
+                    env=os.environ | KIND,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=complaints,

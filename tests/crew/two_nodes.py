@@ -58,7 +58,8 @@ if __name__ == "__main__":
             dataset=ours.paced(Path("hurry")), cluster="ray", observer=watch, **options
         )
         assert result is not None
-        print(json.dumps({"result": result.to_dict(), "said": watch.said}, default=str))
+        answer = {"result": result.to_dict(), "said": watch.said}
+        Path("answer.json").write_text(json.dumps(answer, default=str))
     finally:
         ray.shutdown()
         cluster.shutdown()

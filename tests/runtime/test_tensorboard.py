@@ -47,8 +47,9 @@ def summary(step: int, *, wall_s: float = 0.5) -> StepSummary:
 
 
 def test_steps_and_evaluations_become_curves(board: Board, tmp_path: Path) -> None:
-    board.step(summary(0))
-    board.step(summary(1, wall_s=0.0))
+    board.steps([summary(0)])
+    board.steps([])
+    board.steps([summary(1, wall_s=0.0)])
     board.evaluation(1, 0.75, 0.5)
     board.close()
     both = [(0, 0.25), (1, 0.25)]
@@ -126,7 +127,7 @@ def test_a_disk_that_is_full(
 
     def write_on() -> None:
         for step in range(1000):
-            board.step(summary(step))
+            board.steps([summary(step)])
         board.close()
 
     expected = f"cannot write {folder}: No space left on device. Make room"
@@ -136,3 +137,12 @@ def test_a_disk_that_is_full(
         board.close()
     for thread in set(threading.enumerate()) - others:
         thread.join()
+
+
+def test_steps_that_come_together_share_a_point(board: Board, tmp_path: Path) -> None:
+    board.steps([summary(4), summary(5), summary(6, wall_s=0.25)])
+    board.close()
+    found = scalars(tmp_path)
+    assert found["train/loss"] == [(6, 6.5)]
+    assert found["train/images_per_s"] == [(6, pytest.approx((64 + 64 + 128) / 3))]
+    assert found["sent_bytes/rank 0 (tower)"] == [(6, 80.0)]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+import torch
 
 from .harness import Crew
 
@@ -19,6 +20,15 @@ def crew() -> Iterator[Crew]:
         yield crew
     finally:
         crew.end()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On layers this small, threads that wait for one another take most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """Processes for ranks. One process imports torch, which takes seconds, and forks the others.
 
-    tests ──pipe── nursery ──fork─▶ worker, worker, worker
-      └──────────────pipe─────────────┴───────┴───────┘
+tests ──pipe── nursery ──fork─▶ worker, worker, worker
+  └──────────────pipe─────────────┴───────┴───────┘
 """
 
 from __future__ import annotations

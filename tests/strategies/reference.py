@@ -149,7 +149,9 @@ def _average(
             tensor.copy_(average.round() if name.endswith("/step") else average)
 
 
-def assert_equal(state: Tensors, expected: Tensors, *, atol: float, but: tuple[str, ...] = ()) -> None:
+def assert_equal(
+    state: Tensors, expected: Tensors, *, atol: float, but: tuple[str, ...] = ()
+) -> None:
     """Same names, and values no further apart than `atol`; `but` names endings left out."""
     kept = [name for name in expected if not name.endswith(but)]
     assert {name for name in state if not name.endswith(but)} == set(kept)

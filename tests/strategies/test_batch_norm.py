@@ -263,6 +263,4 @@ def test_gradients_are_those_of_finite_differences(affine: bool) -> None:
         output: Tensor = _Normalise.apply(*tensors, 1e-5, seat)[0]
         return output
 
-    assert torch.autograd.gradcheck(
-        normalise, (x, weight, bias), check_undefined_grad=False
-    )
+    assert torch.autograd.gradcheck(normalise, (x, weight, bias), check_undefined_grad=False)

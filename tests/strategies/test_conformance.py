@@ -90,9 +90,7 @@ def test_one_rank_is_plain_pytorch(crew: Crew, row: Row, optimizer: str) -> None
         if row.exact_with.get("optimizer", optimizer) == optimizer
     ],
 )
-def test_unequal_ranks_are_one_machine(
-    crew: Crew, row: Row, network: str, optimizer: str
-) -> None:
+def test_unequal_ranks_are_one_machine(crew: Crew, row: Row, network: str, optimizer: str) -> None:
     assert row.exact_with is not None
     settings = {"weight_decay": 0.01, "optimizer": optimizer, **row.exact_with}
     job = job_for(network, row.strategy, row.options, **settings)

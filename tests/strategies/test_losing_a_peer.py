@@ -90,7 +90,7 @@ def test_a_survivor_one_step_behind_takes_over_the_state_of_the_one_ahead(
 
 def test_a_peer_that_never_turns_up(crew: Crew) -> None:
     """The others give up after the timeout, as they were, and form again without it."""
-    job = job_for("normalised", "data", timeout_s=1.0)
+    job = job_for("normalised", "data", timeout_s=2.5)
     crew.build(job)
     crew.form(plan_of(job, (3, 5)), parts={0: first_part(job)}, stop_before=4).reports()
     for report in crew.form(plan_of(job, WEIGHTS), first_step=4, absent=1).reports():
@@ -103,7 +103,7 @@ def test_a_peer_that_never_turns_up(crew: Crew) -> None:
 
 def test_a_peer_that_hangs(crew: Crew) -> None:
     """A rank that lives but stands still is lost after the timeout."""
-    job = job_for("plain", "data", timeout_s=1.0)
+    job = job_for("plain", "data", timeout_s=2.5)
     crew.build(job)
     halt = Halt(rank=1, place="backward", step=2)
     formed = crew.form(plan_of(job, (3, 5)), parts={0: first_part(job)}, halt=halt)

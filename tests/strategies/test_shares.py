@@ -73,9 +73,7 @@ def test_shares_by_hand(batch_size: int, weights: list[float], shares: tuple[int
     assert share_of_each(batch_size, weights) == shares
 
 
-@pytest.mark.parametrize(
-    "weights", [[], [0, 0], [1, -1], [math.nan, 1], [math.inf, 1]], ids=repr
-)
+@pytest.mark.parametrize("weights", [[], [0, 0], [1, -1], [math.nan, 1], [math.inf, 1]], ids=repr)
 def test_weights_that_nothing_can_be_cut_by(weights: list[float]) -> None:
     with pytest.raises(UsageError, match="cannot cut 8 samples by weights"):
         cut(8, weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,11 @@ from rich.text import Text
 def console(*, as_json: bool) -> Console:
     """Where people read: stdout, or stderr when stdout is for one JSON document."""
     return Console(stderr=as_json, highlight=False)
+
+
+def stdout_for(*, as_json: bool) -> AbstractContextManager[Any]:
+    """Within it, what libraries and users' code print goes to stderr if stdout is for JSON."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def print_json(document: Any) -> None:

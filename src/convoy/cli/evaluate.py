@@ -10,7 +10,7 @@ from rich.table import Table
 from typer import Argument, Option
 
 from convoy import api
-from convoy.cli.console import console, plain, print_json
+from convoy.cli.console import console, plain, print_json, stdout_for
 
 
 def evaluate(
@@ -22,7 +22,8 @@ def evaluate(
     json: Annotated[bool, Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Accuracy, loss and confusion matrix of a saved run on a test set."""
-    found = api.evaluate(run, dataset=data, data_dir=data_dir)
+    with stdout_for(as_json=json):
+        found = api.evaluate(run, dataset=data, data_dir=data_dir)
     if json:
         print_json(asdict(found))
         return

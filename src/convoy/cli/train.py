@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +10,7 @@ import typer
 from typer import Option
 
 from convoy import api
-from convoy.cli.console import console, print_json
+from convoy.cli.console import console, print_json, stdout_for
 from convoy.cli.watching import Watcher, show_result
 from convoy.networks import names as network_names
 from convoy.runtime.settings import (
@@ -136,8 +134,7 @@ def train(
         options["dataset"] = options.pop("data")
     output = console(as_json=json)
     output.quiet = os.environ.get("RANK", "0") != "0"
-    quiet_stdout = redirect_stdout(sys.stderr) if json else nullcontext()
-    with quiet_stdout, Watcher(output) as watcher:
+    with stdout_for(as_json=json), Watcher(output) as watcher:
         result = api.train(**options, observer=watcher, verbose=verbose)
     if result is None:  # another rank reports
         return

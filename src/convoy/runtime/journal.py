@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from convoy.errors import ConvoyError
@@ -122,14 +122,14 @@ class Journal:
         finally:
             self.board.close()
 
-    def _completed(self, steps: Iterable[StepSummary]) -> None:
+    def _completed(self, steps: Sequence[StepSummary]) -> None:
         for step in steps:
             self.last_step = max(self.last_step, step.step)
             self.timeline.mark("first step")
             if self.first_step_done_s is None and self._formation is not None:
                 self.first_step_done_s = time.monotonic()
-            self.board.step(step)
             self._observer.stepped(step, self._num_steps)
+        self.board.steps(steps)
 
     def _evaluate(self, sums: Mapping[str, Any]) -> None:
         formation = self._formation

@@ -99,18 +99,20 @@ def run_with_crew(job: Job, observer: Observer, *, verbose: bool = False) -> res
         )
         try:
             tensors = crew.run(preparation.start)
+            if tensors is not None:
+                assert crew.formation is not None
+                return conclude(
+                    preparation, journal, crew.formation, tensors, crew.recoveries, observer
+                )
         finally:
             journal.close()
-        if tensors is None:
-            kept = journal.last_checkpoint
-            observer.say(
-                f"stopped before step {journal.last_step + 1}; the checkpoint of step "
-                f"{kept.step if kept else 0} is kept. Go on with: convoy train --resume "
-                f"{preparation.folder.path}"
-            )
-            raise KeyboardInterrupt
-        assert crew.formation is not None
-        return conclude(preparation, journal, crew.formation, tensors, crew.recoveries)
+        kept = journal.last_checkpoint
+        observer.say(
+            f"stopped before step {journal.last_step + 1}; the checkpoint of step "
+            f"{kept.step if kept else 0} is kept. Go on with: convoy train --resume "
+            f"{preparation.folder.path}"
+        )
+        raise KeyboardInterrupt
 
 
 def open_journal(preparation: Preparation, observer: Observer) -> Journal:
@@ -251,6 +253,7 @@ def conclude(
     formation: Formation,
     tensors: state.Tensors,
     recoveries: Sequence[Recovery],
+    observer: Observer,
 ) -> results.RunResult:
     """Write the trained network and result.json, from what is in the run folder."""
     settings, folder, order = preparation.settings, preparation.folder, preparation.order
@@ -293,6 +296,9 @@ def conclude(
         "num_classes": str(preparation.data.train.num_classes),
         "dataset": preparation.data.name,
     }
+    untraceable = journal.board.graph(preparation.network, preparation.data.train.image_shape)
+    if untraceable is not None:
+        observer.say(untraceable, "warning")
     folder.write_model(tensors, meta)
     folder.write_json("result.json", result.to_dict())
     return result

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import nn
@@ -40,18 +42,24 @@ class Board:
                 return f"the network's graph is not in TensorBoard: {reason}"
         return None
 
-    def step(self, step: StepSummary) -> None:
-        """One step: loss and speed over all ranks; times and bytes of each."""
-        figures = {"train/loss": step.loss}
-        if step.wall_s:
-            figures["train/images_per_s"] = step.samples / step.wall_s
-        for row in step.ranks:
-            if row["compute_s"] is None:
-                continue
-            label = f"rank {row['rank']} ({row['machine']})"
-            for key in ("compute_s", "wait_s", "comm_s", "sent_bytes"):
-                figures[f"{key}/{label}"] = row[key]
-        self._add(figures, step.step)
+    def steps(self, steps: Sequence[StepSummary]) -> None:
+        """Loss and speed over all ranks, times and bytes of each: one point for all of `steps`.
+
+        A small network does hundreds of steps a second; a point for each would take a core from
+        the ranks. `steps.jsonl` has every one.
+        """
+        figures: defaultdict[str, list[float]] = defaultdict(list)
+        for step in steps:
+            figures["train/loss"].append(step.loss)
+            if step.wall_s:
+                figures["train/images_per_s"].append(step.samples / step.wall_s)
+            for row in step.ranks:
+                label = f"rank {row['rank']} ({row['machine']})"
+                for key in ("compute_s", "wait_s", "comm_s", "sent_bytes"):
+                    if row[key] is not None:
+                        figures[f"{key}/{label}"].append(row[key])
+        if steps:
+            self._add({name: fmean(values) for name, values in figures.items()}, steps[-1].step)
 
     def evaluation(self, step: int, accuracy: float, loss: float) -> None:
         """One evaluation on the test set."""

@@ -136,9 +136,9 @@ def _lead(
         courier.flush()
         _require_finished(outcome, journal, preparation.folder)
         journal.take(inbox.fetch_rest(preparation.settings.timeout_s))
+        return conclude(preparation, journal, formation, trainee.final_state(), (), observer)
     finally:
         journal.close()
-    return conclude(preparation, journal, formation, trainee.final_state(), recoveries=())
 
 
 def _follow(rank: int, plan: Plan, trainee: Trainee, store: dist.Store) -> None:
