@@ -135,7 +135,7 @@ def test_the_time_since_the_last_asynchronous_verb_is_blocked(
     """The rank computes until it issues the last one; after that it can only wait."""
     now = 100.0
     monkeypatch.setattr("convoy.comm.time.perf_counter", lambda: now)
-    monkeypatch.setattr(dist, "all_reduce", lambda tensor, async_op: _Work(tensor))
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, **_: _Work(tensor))
     comm = Comm(rank=0, world_size=1)
     comm.world_size = 2  # with nobody there: the verb above is all that it uses
     comm.settle()

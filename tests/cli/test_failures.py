@@ -30,7 +30,7 @@ Convoy = Callable[..., Any]
         ("--sync-first", "3", "--sync-first belongs to --strategy averaging"),
         ("--batch-size", "0", "--batch-size 0: expected a number above 0"),
         ("--batch-size", "100000", "batch size 100000 does not fit a training set of"),
-        ("--batch-size", "many", "'many' is not a valid"),
+        ("--batch-size", "many", "Invalid value for '--batch-size'"),
         ("--shares", "2;1", "--shares in the options: expected numbers separated by commas"),
         ("--config", "absent.toml", "cannot read --config absent.toml: No such file"),
         ("--resume", "absent", "absent is not a run folder: it has no run.toml"),

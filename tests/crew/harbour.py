@@ -66,6 +66,8 @@ class Watch:
     """Where process ids are, by share."""
     shares: list[int]
     """Whom it is done to."""
+    then: list[int]
+    """Who is killed while the others form anew."""
     hurry: Path
     hurry_after: str
     """The word in a message after which a slow run need not be slow any more."""
@@ -84,18 +86,25 @@ class Watch:
             os.kill(os.getpid(), signal.SIGINT)
             return
         kind = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[str(self.deed)]
-        for share in self.shares:
-            self.pids.append(int((self.folder / str(share)).read_text()))
-            psutil.Process(self.pids[-1]).send_signal(kind)
+        self.hit(self.shares, kind)
 
     def evaluated(self, step: int, accuracy: float, loss: float) -> None:
         """Nothing."""
 
     def say(self, text: str, level: str = "info") -> None:
-        """Note it."""
+        """Note it; what is said of a death comes before the others form anew."""
         self.said.append((level, text))
+        if "died" in text and self.then:
+            self.hit(self.then, signal.SIGKILL)
+            self.then = []
         if self.hurry_after and self.hurry_after in text:
             self.hurry.touch()
+
+    def hit(self, shares: list[int], kind: signal.Signals) -> None:
+        """Send `kind` to the processes that had these shares of the first batches."""
+        for share in shares:
+            self.pids.append(int((self.folder / str(share)).read_text()))
+            psutil.Process(self.pids[-1]).send_signal(kind)
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +115,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         deed=job.get("deed"),
         folder=folder,
         shares=job.get("to", []),
+        then=job.get("then", []),
         hurry=folder / "hurry",
         hurry_after=job.get("hurry_after", ""),
     )

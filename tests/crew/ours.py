@@ -6,7 +6,6 @@ there, a slow data set takes its time, so that something can happen in the middl
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from dataclasses import replace
@@ -41,9 +40,9 @@ class Paced(ImageData):
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See ImageData."""
         if self.pids is not None and len(indices) > 2:
-            with contextlib.suppress(FileExistsError):
-                with (self.pids / str(len(indices))).open("x") as file:
-                    file.write(str(os.getpid()))
+            place = self.pids / str(len(indices))
+            if not place.exists():
+                place.write_text(str(os.getpid()))
         if not self.hurry.exists():
             time.sleep(PAUSE_S)
         return self.inner.batch(indices)

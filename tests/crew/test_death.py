@@ -23,7 +23,7 @@ from .reference import (
 
 OPTIONS = SAME | {"workers": 3, "shares": "1,2,5", "precision": "fp64"}
 """Shares of a batch are 8, 16 and 40, which tells the ranks apart."""
-DIED = re.compile(r"rank (\d) on (\S+) died in step (\d+); (\d) of 3 go on from there")
+DIED = re.compile(r"rank (\d) on (\S+) died in step (\d+); (\d) of \d go on from there")
 
 
 def deaths(answer: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -82,8 +82,7 @@ def test_a_rank_dies_while_ranks_train_alone(harbour: Harbour, tmp_path: Path) -
         folder=tmp_path,
         network=NETWORK,
         data="slow",
-        options=OPTIONS
-        | {"strategy": "averaging", "average_every": 4, "epochs": 2, "out": run},
+        options=OPTIONS | {"strategy": "averaging", "average_every": 4, "epochs": 2, "out": run},
         **{"deed": "kill", "at": 9, "to": [16]},
     )
     assert answer["error"] is None
@@ -97,13 +96,33 @@ def test_a_rank_dies_while_ranks_train_alone(harbour: Harbour, tmp_path: Path) -
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("second", [8, 40])
+def test_a_second_rank_dies_while_the_others_form_anew(
+    harbour: Harbour, tmp_path: Path, second: int
+) -> None:
+    run = tmp_path / "run"
+    answer = harbour.train(
+        folder=tmp_path,
+        network=NETWORK,
+        data="slow",
+        options=OPTIONS | {"epochs": 2, "out": run, "timeout_s": 10},
+        **{"deed": "kill", "at": 9, "to": [16], "then": [second], "hurry_after": "died"},
+        timeout_s=100,
+    )
+    assert answer["error"] is None
+    assert_weights(run, 2 * STEPS_PER_EPOCH)
+    assert_each_sample_once(run, 2 * STEPS_PER_EPOCH)
+    assert len(deaths(answer)) == 2
+
+
+@pytest.mark.timeout(120)
 def test_a_rank_that_hangs_is_given_up_on(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     answer = harbour.train(
         folder=tmp_path,
         network=NETWORK,
         data="slow",
-        options=OPTIONS | {"epochs": 1, "out": run, "timeout_s": 5},
+        options=OPTIONS | {"epochs": 1, "out": run, "timeout_s": 4},
         **{"deed": "stop", "at": 9, "to": [40]},
         timeout_s=100,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 
 import pytest
@@ -40,22 +41,15 @@ def test_data_that_are_no_numbers(harbour: Harbour, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("strategy", ["data", "averaging"])
-def test_a_learning_rate_that_is_too_high(
-    harbour: Harbour, tmp_path: Path, strategy: str
-) -> None:
+def test_a_learning_rate_that_is_too_high(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     answer = harbour.train(
         folder=tmp_path,
         network=NETWORK,
         data="digits",
-        options=SAME
-        | {"workers": 2, "epochs": 3, "lr": 1e6, "strategy": strategy, "checkpoint_every": 1}
-        | {"out": run},
+        options=SAME | {"workers": 2, "epochs": 3, "lr": 1e6, "checkpoint_every": 1, "out": run},
     )
     kind, text = answer["error"]
     assert kind == "DivergedError"
-    assert "step" in text
-    assert "on rank " in text
-    assert platform.node() in text
+    assert re.search(rf"step \d+ on rank [01] \({re.escape(platform.node())}\)", text)
     assert checkpoints(run)

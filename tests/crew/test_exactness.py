@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from .processes import Harbour
-from .reference import NETWORK, SAME, STEPS_PER_EPOCH, assert_each_sample_once, assert_weights, lines
+from .reference import (
+    NETWORK,
+    SAME,
+    STEPS_PER_EPOCH,
+    assert_each_sample_once,
+    assert_weights,
+    lines,
+)
 
 
 @pytest.mark.timeout(90)

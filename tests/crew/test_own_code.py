@@ -10,18 +10,20 @@ import torch
 from safetensors.torch import load_file
 
 from .processes import Harbour
-from .reference import NETWORK, SAME, assert_each_sample_once
+from .reference import SAME, assert_each_sample_once
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("network", ["class", "instance"])
-def test_a_network_and_data_of_the_script(harbour: Harbour, tmp_path: Path, network: str) -> None:
+@pytest.mark.parametrize(("network", "workers"), [("class", 2), ("instance", 1)])
+def test_a_network_and_data_of_the_script(
+    harbour: Harbour, tmp_path: Path, network: str, workers: int
+) -> None:
     run = tmp_path / "run"
     answer = harbour.train(
         folder=tmp_path,
         network=network,
         data="tensors",
-        options=SAME | {"workers": 2, "epochs": 2, "out": run},
+        options=SAME | {"workers": workers, "epochs": 2, "out": run},
     )
     assert answer["error"] is None
     assert answer["result"]["network"] == "python:Mine"

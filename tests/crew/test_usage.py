@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -25,9 +24,7 @@ from .reference import NETWORK
         (("--workers", "2", "--cluster", "ray"), "give one of them"),
     ],
 )
-def test_wrong_usage(
-    harbour: Harbour, tmp_path: Path, flags: tuple[str, ...], advice: str
-) -> None:
+def test_wrong_usage(harbour: Harbour, tmp_path: Path, flags: tuple[str, ...], advice: str) -> None:
     run = tmp_path / "run"
     done = harbour.command("train", "--network", NETWORK, "--out", str(run), *flags)
     assert done["code"] == 2

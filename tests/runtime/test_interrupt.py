@@ -45,7 +45,7 @@ def test_afterwards_signals_act_as_they_did() -> None:
 
 def test_handlers_of_others_come_back() -> None:
     heard: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
     try:
         with Interrupt():
             signal.raise_signal(signal.SIGTERM)

@@ -62,7 +62,7 @@ def test_a_read_only_disk(mount_disk: Callable[..., Path], monkeypatch: pytest.M
 
 def test_two_runs_in_one_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(time, "strftime", lambda form: "20260102-030405")
+    monkeypatch.setattr(time, "strftime", lambda _: "20260102-030405")
     settings = TrainSettings(network="my.nets:make", data="folder:/a b")
     made = [create_run_folder(settings).path for _ in range(3)]
     name = "my.nets-make-folder--a-b-20260102-030405"
@@ -146,7 +146,7 @@ def test_a_disk_that_is_really_full(mount_disk: Callable[..., Path]) -> None:
 
 
 def test_a_folder_that_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(ConvoyError, match="cannot write .*: No such file or directory"):
+    with pytest.raises(ConvoyError, match=r"cannot write .*: No such file or directory"):
         write_text(tmp_path / "gone" / "host.json", "{}")
 
 

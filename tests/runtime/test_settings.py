@@ -207,7 +207,7 @@ def test_config_files_that_cannot_be_read(tmp_path: Path) -> None:
     broken, binary = tmp_path / "broken.toml", tmp_path / "binary.toml"
     broken.write_text("lr = \n")
     binary.write_bytes(b'network = "\xff"\n')
-    with pytest.raises(UsageError, match="cannot read --config .*absent.toml: No such file"):
+    with pytest.raises(UsageError, match=r"cannot read --config .*absent\.toml: No such file"):
         read_config(tmp_path / "absent.toml")
     with pytest.raises(UsageError, match=r"broken\.toml is not valid TOML: .*line 1"):
         read_config(broken)

@@ -89,7 +89,7 @@ class Fails(nn.Module):
         super().__init__()
         self.error = error
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, _: Tensor) -> Tensor:
         raise self.error
 
 
@@ -120,7 +120,7 @@ def test_a_disk_that_is_full(
     mount_disk: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # TensorBoard writes in a thread of its own, which dies of it and would be complained of.
-    monkeypatch.setattr(threading, "excepthook", lambda error: None)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
     others = set(threading.enumerate())
     folder = mount_disk(size_kib=8) / "tensorboard"
     board = Board(folder)

@@ -10,6 +10,7 @@ another, each formation under a store of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +139,8 @@ class Crew:
 
     def __init__(self, size: int) -> None:
         self._nursery = Nursery()
-        self._members = [Member(self._nursery) for _ in range(size)]
+        self._size = size
+        self._members: list[Member] = []
         self._generation = 0
         self._formed: Formed | None = None
 
@@ -148,12 +150,16 @@ class Crew:
         return {self._nursery.pid} | {member.pid for member in self._members}
 
     def build(self, job: Job) -> None:
-        """Give every process the job; replaces those that were killed or that hang."""
+        """Give every process the job; starts those that are missing, were killed or hang."""
         if self._formed is not None and not self._formed.ended:  # a test has failed half-way
             for member in self._members:
                 if member.alive:
                     member.kill()
-        self._members = [m if m.alive else Member(self._nursery) for m in self._members]
+        for place in range(self._size):
+            if place == len(self._members):
+                self._members.append(Member(self._nursery))
+            elif not self._members[place].alive:
+                self._members[place] = Member(self._nursery)
         for member in self._members:
             member.ask("build", job=job)
 
@@ -167,17 +173,14 @@ class Crew:
         source_rank: int | None = 0,
         halt: Halt | None = None,
         stop_before: int | None = None,
-        absent: int = 0,
     ) -> Formed:
         """Have the processes at `places` train as ranks 0, 1, ... from `first_step`.
 
-        `parts` is what ranks load first. With `stop_before` they stop there, to regroup. The
-        last `absent` ranks of the plan do not turn up.
+        `parts` is what ranks load first. With `stop_before` they stop there, to regroup. Where
+        there are fewer places than ranks in the plan, the last ranks do not turn up.
         """
         self._generation += 1
-        num_ranks = len(plan.shares) - absent
-        members = [self._members[p] for p in places or range(num_ranks)]
-        assert len(members) == num_ranks
+        members = [self._members[p] for p in places or range(len(plan.shares))]
         port = members[0].ask("open_store")
         for rank, member in enumerate(members):
             formation = Formation(
@@ -208,7 +211,8 @@ class Crew:
 
     def end(self) -> None:
         """End every process."""
-        for member in self._members:
-            if member.alive:
-                member.end()
-        self._nursery.end()
+        with ExitStack() as stack:  # whatever becomes of the one, the others end too
+            stack.callback(self._nursery.end)
+            for member in self._members:
+                if member.alive:
+                    stack.callback(member.end)

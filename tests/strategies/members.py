@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.reduction import send_handle
 from pathlib import Path
@@ -55,7 +56,8 @@ class Member:
 
     def kill(self) -> None:
         """End the process as a power cut would."""
-        os.kill(self.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
         self.end()
 
     def end(self) -> None:

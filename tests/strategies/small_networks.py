@@ -72,6 +72,20 @@ def image_normalised() -> nn.Module:
     )
 
 
+def wide() -> nn.Module:
+    """4 MB in double precision: more than goes into one of DistributedDataParallel's buckets."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, bias=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 500),
+        nn.Tanh(),
+        nn.Linear(500, 500),
+        nn.Tanh(),
+        nn.Linear(500, 3),
+    )
+
+
 def part_frozen() -> nn.Module:
     """A convolution that is not trained, and a dense layer that is."""
     network = nn.Sequential(
@@ -111,12 +125,14 @@ class Tripwire(nn.Module):
 class _Trip(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        del ctx
         if on_pass is not None:
             on_pass("forward")
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        del ctx
         if on_pass is not None:
             on_pass("backward")
         return grads[0]

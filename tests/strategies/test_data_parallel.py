@@ -31,6 +31,8 @@ WEIGHTS = (1, 2, 5)
         # 243 parameters of 4 bytes; each of n ranks sends 2 (n - 1) / n of them.
         ("plain", "fp32", 2, [972, 972]),
         ("plain", "fp32", 3, [1296, 1296, 1296]),
+        # 40 + 76 + 10 + 330 + 21, and 6 that are never used: gradients of zero.
+        ("branched", "fp32", 2, [1932, 1932]),
         # Of 2 bytes: 2 * 2 * 486 = 1944 bytes among three.
         ("plain", "bf16", 3, [648, 648, 648]),
         # 197 parameters, and (4 C + 1) float64 for 4 and 3 channels: 788 + 136 + 104 = 1028
@@ -158,3 +160,14 @@ def test_stopping_and_going_on_in_the_same_processes(crew: Crew) -> None:
     assert [r.outcome.kind for r in ended] == ["finished", "finished"]
     for report in ended:
         assert_equal(report.state, train_alone(job), atol=1e-9)
+
+
+def test_a_pause_changes_no_bit_of_several_buckets(crew: Crew) -> None:
+    """Gradients are summed in the order of their buckets, in the first step as in any other."""
+    job = job_for("wide", "data")
+    plan, part = plan_of(job, WEIGHTS), first_part(job)
+    undisturbed = crew.run(job, WEIGHTS, part)
+    crew.build(job)
+    crew.form(plan, parts={0: part}, stop_before=3).reports()
+    for report in crew.form(plan, first_step=3).reports():
+        assert_equal(report.state, undisturbed[0].state, atol=0.0)

@@ -93,7 +93,7 @@ def test_a_peer_that_never_turns_up(crew: Crew) -> None:
     job = job_for("normalised", "data", timeout_s=2.5)
     crew.build(job)
     crew.form(plan_of(job, (3, 5)), parts={0: first_part(job)}, stop_before=4).reports()
-    for report in crew.form(plan_of(job, WEIGHTS), first_step=4, absent=1).reports():
+    for report in crew.form(plan_of(job, WEIGHTS), places=(0, 1), first_step=4).reports():
         assert (report.outcome.kind, report.outcome.step) == LOST
         assert_equal(report.state, train_alone(job, 4), atol=1e-9)
     for report in crew.form(plan_of(job, (3, 5)), first_step=4).reports():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -39,7 +40,7 @@ def test_every_worker_gets_a_share_and_a_faster_one_no_less(
     assert sum(shares) == batch_size
     assert min(shares) >= 1
     in_order = sorted(zip(weights, shares, strict=True))
-    for (slower, less), (faster, share) in zip(in_order, in_order[1:], strict=False):
+    for (slower, less), (faster, share) in pairwise(in_order):
         assert slower == faster or less <= share
 
 

@@ -152,6 +152,7 @@ class Notes:
         self.evaluations.append(sums)
 
     def checkpoint(self, step: int, generation: int, part: Part, *, rank: int, whole: bool) -> None:
+        del generation, rank
         self.checkpoints.append((step, part, whole))
 
     def _trip(self, place: str) -> None:

@@ -134,6 +134,7 @@ class Trainee:
     def _take_over(self, formation: Formation, comm: Comm) -> None:
         source = formation.source_rank
         if formation.part is not None:
+            self._committed = None  # until all have it, this is no state to go on from
             state.load(self.model, self.optimizer, formation.part.tensors)
         if source is not None and comm.world_size > 1:
             mine = formation.rank == source
