@@ -35,14 +35,21 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def summary(step: int, *, wall_s: float = 0.5) -> StepSummary:
-    times = {"compute_s": 0.25, "wait_s": 0.125, "comm_s": 0.0625, "sent_bytes": 80}
+def summary(
+    step: int, *, wall_s: float = 0.5, samples: int = 32, compute_s: float = 0.25
+) -> StepSummary:
+    times = {"compute_s": compute_s, "wait_s": 0.125, "comm_s": 0.0625, "sent_bytes": 80}
     rows = [
         {"rank": 0, "machine": "tower"} | times,
         {"rank": 1, "machine": "old"} | dict.fromkeys(times),  # lost in this step
     ]
     return StepSummary(
-        step=step, generation=1, samples=32, wall_s=wall_s, loss=1.5 + step, ranks=tuple(rows)
+        step=step,
+        generation=1,
+        samples=samples,
+        wall_s=wall_s,
+        loss=1.5 + step,
+        ranks=tuple(rows),
     )
 
 
@@ -63,6 +70,23 @@ def test_steps_and_evaluations_become_curves(board: Board, tmp_path: Path) -> No
         "test/accuracy": [(1, 0.75)],
         "test/loss": [(1, 0.5)],
     }
+
+
+def test_steps_that_come_together_are_one_point(board: Board, tmp_path: Path) -> None:
+    board.steps(
+        [
+            summary(4, compute_s=0.25),
+            summary(5, samples=8, wall_s=1.5, compute_s=0.75),
+            summary(6, samples=40, wall_s=0.0),  # nobody lived to time it
+        ]
+    )
+    board.close()
+    found = scalars(tmp_path)
+    # Samples weigh losses of 5.5, 6.5 and 7.5; 40 images took 2 seconds.
+    assert found["train/loss"] == [(6, pytest.approx((32 * 5.5 + 8 * 6.5 + 40 * 7.5) / 80))]
+    assert found["train/images_per_s"] == [(6, 20.0)]
+    ((step, seconds),) = found["compute_s/rank 0 (tower)"]
+    assert (step, seconds) == (6, pytest.approx((0.25 + 0.75 + 0.25) / 3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -137,12 +161,3 @@ def test_a_disk_that_is_full(
         board.close()
     for thread in set(threading.enumerate()) - others:
         thread.join()
-
-
-def test_steps_that_come_together_share_a_point(board: Board, tmp_path: Path) -> None:
-    board.steps([summary(4), summary(5), summary(6, wall_s=0.25)])
-    board.close()
-    found = scalars(tmp_path)
-    assert found["train/loss"] == [(6, 6.5)]
-    assert found["train/images_per_s"] == [(6, pytest.approx((64 + 64 + 128) / 3))]
-    assert found["sent_bytes/rank 0 (tower)"] == [(6, 80.0)]

@@ -48,18 +48,23 @@ class Board:
         A small network does hundreds of steps a second; a point for each would take a core from
         the ranks. `steps.jsonl` has every one.
         """
-        figures: defaultdict[str, list[float]] = defaultdict(list)
+        if not steps:
+            return
+        samples = sum(step.samples for step in steps)
+        figures = {"train/loss": sum(step.loss * step.samples for step in steps) / samples}
+        timed = [step for step in steps if step.wall_s]
+        if timed:
+            seconds = sum(step.wall_s for step in timed)
+            figures["train/images_per_s"] = sum(step.samples for step in timed) / seconds
+        of_ranks: defaultdict[str, list[float]] = defaultdict(list)
         for step in steps:
-            figures["train/loss"].append(step.loss)
-            if step.wall_s:
-                figures["train/images_per_s"].append(step.samples / step.wall_s)
             for row in step.ranks:
                 label = f"rank {row['rank']} ({row['machine']})"
                 for key in ("compute_s", "wait_s", "comm_s", "sent_bytes"):
                     if row[key] is not None:
-                        figures[f"{key}/{label}"].append(row[key])
-        if steps:
-            self._add({name: fmean(values) for name, values in figures.items()}, steps[-1].step)
+                        of_ranks[f"{key}/{label}"].append(row[key])
+        figures |= {name: fmean(values) for name, values in of_ranks.items()}
+        self._add(figures, steps[-1].step)
 
     def evaluation(self, step: int, accuracy: float, loss: float) -> None:
         """One evaluation on the test set."""
