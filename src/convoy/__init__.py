@@ -1,14 +1,21 @@
 """Convoy trains and serves convolutional networks on the unequal machines people have.
 
-import convoy
+    import convoy
 
-result = convoy.train(network="cifar10-quick", dataset="cifar10", workers=2)
+    result = convoy.train(network="cifar10-quick", dataset="cifar10", workers=2)
+
+Names are loaded when they are first used: every rank imports this package, and none of them
+needs what draws pictures and writes curves, which takes seconds to load.
 """
 
-from convoy.api import Evaluation, doctor, evaluate, train
+from typing import TYPE_CHECKING, Any
+
 from convoy.errors import ConvoyError
-from convoy.runtime.results import RunResult
 from convoy.version import __version__
+
+if TYPE_CHECKING:
+    from convoy.api import Evaluation, doctor, evaluate, train
+    from convoy.runtime.results import RunResult
 
 __all__ = [
     "ConvoyError",
@@ -19,3 +26,15 @@ __all__ = [
     "evaluate",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'convoy' has no attribute {name!r}")
+    from convoy import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -166,7 +166,7 @@ def test_what_a_person_should_know_besides(console: Console, output: StringIO) -
     slowest = {"machine": "old[1]", "rank": 1, "ratio": 2.5}
     show_result(console, replace(RESULT, reformations=2, slowest=slowest))
     said = " ".join(output.getvalue().split())
-    assert "the crew was lost and formed anew 2 times" in said
+    assert "ranks were lost and the others formed anew 2 times" in said
     assert "rank 1 on old[1] computes 2.50 times as long as the others" in said
     assert "Give --shares" in said
 

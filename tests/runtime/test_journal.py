@@ -10,8 +10,9 @@ import torch
 
 from convoy.errors import CheckpointError, ConvoyError
 from convoy.runtime.checkpoint import newest_checkpoint, read_checkpoint
+from convoy.runtime.events import Event, EventSink
 from convoy.runtime.formation import Formation, Part
-from convoy.runtime.journal import Event, EventSink, Journal
+from convoy.runtime.journal import Journal
 from convoy.runtime.observer import Level
 from convoy.runtime.records import Record, StepSummary, read_steps
 from convoy.runtime.run_folder import RunFolder

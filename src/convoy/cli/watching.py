@@ -123,7 +123,8 @@ def show_result(console: Console, result: RunResult) -> None:
         f"{size(result.sent_bytes_per_step)} sent per step   {result.wall_s:.1f} s in all"
     )
     if result.reformations:
-        console.print(f"the crew was lost and formed anew {result.reformations} times")
+        times = "once" if result.reformations == 1 else f"{result.reformations} times"
+        console.print(f"ranks were lost and the others formed anew {times}")
     if result.slowest and result.slowest["ratio"] > SLOW_RATIO:
         console.print(
             f"[yellow]rank {result.slowest['rank']} on {plain(result.slowest['machine'])} computes "

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from convoy.errors import ConvoyError
 from convoy.runtime.checkpoint import Checkpoint, write_checkpoint
+from convoy.runtime.events import Event
 from convoy.runtime.formation import Formation, Part
 from convoy.runtime.json_lines import drop_unfinished
 from convoy.runtime.observer import Observer
@@ -23,33 +24,6 @@ from convoy.runtime.settings import TrainSettings, to_values
 from convoy.runtime.tensorboard import Board
 from convoy.runtime.timeline import Timeline
 from convoy.version import __version__
-
-Event = tuple[str, dict[str, Any]]
-"""("record" | "layout" | "evaluation" | "checkpoint", what a Sink was given)."""
-
-
-class EventSink:
-    """A Sink that hands everything on as events."""
-
-    def __init__(self, emit: Callable[[Event], None]) -> None:
-        self._emit = emit
-
-    def record(self, record: dict[str, Any]) -> None:
-        """Pass a step's record on."""
-        self._emit(("record", record))
-
-    def layout(self, name: str) -> None:
-        """Pass the chosen memory format on."""
-        self._emit(("layout", {"layout": name}))
-
-    def evaluation(self, sums: dict[str, Any]) -> None:
-        """Pass an evaluation's sums on."""
-        self._emit(("evaluation", sums))
-
-    def checkpoint(self, step: int, generation: int, part: Part, *, rank: int, whole: bool) -> None:
-        """Pass a part of a checkpoint on."""
-        keys = {"step": step, "generation": generation, "rank": rank}
-        self._emit(("checkpoint", keys | {"part": part, "whole": whole}))
 
 
 class Journal:

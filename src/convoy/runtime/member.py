@@ -17,9 +17,9 @@ import torch.distributed as dist
 
 from convoy.interfaces import interface_of
 from convoy.runtime import state
+from convoy.runtime.events import Event, EventSink
 from convoy.runtime.formation import Formation, Job, Outcome
 from convoy.runtime.gate import Gate
-from convoy.runtime.journal import Event, EventSink
 from convoy.runtime.training import Trainee
 
 MAX_CONCURRENCY = 8

@@ -95,7 +95,7 @@ def run_with_crew(job: Job, observer: Observer, *, verbose: bool = False) -> res
             num_steps=preparation.num_steps,
             network=preparation.facts,
             element_bytes=preparation.element_bytes,
-            generation=preparation.start.generation if preparation.start else 0,
+            generation=last_generation(preparation),
         )
         try:
             tensors = crew.run(preparation.start)
@@ -132,6 +132,16 @@ def open_journal(preparation: Preparation, observer: Observer) -> Journal:
     return journal
 
 
+def last_generation(preparation: Preparation) -> int:
+    """The highest generation that the run has seen: crews later than the checkpoint too."""
+    if preparation.start is None:
+        return 0
+    known = [preparation.start.generation]
+    if preparation.folder.steps.is_file():
+        known += [step.generation for step in read_steps(preparation.folder.steps)]
+    return max(known)
+
+
 def prepare(job: Job, observer: Observer) -> Preparation:
     """Check the job against its data; a run that is resumed is opened."""
     begun = time.perf_counter()
@@ -147,6 +157,11 @@ def prepare(job: Job, observer: Observer) -> Preparation:
     start: Checkpoint | None = None
     folder: RunFolder | None = None
     if settings.resume is not None:
+        if settings.out is not None and settings.out != settings.resume:
+            raise UsageError(
+                f"--resume {settings.resume} goes on in that folder: leave out --out "
+                f"{settings.out}, or start a new run"
+            )
         folder = open_run_folder(settings.resume)
         start = _start_of(folder, observer)
         if start.step >= steps:
@@ -257,7 +272,7 @@ def conclude(
 ) -> results.RunResult:
     """Write the trained network and result.json, from what is in the run folder."""
     settings, folder, order = preparation.settings, preparation.folder, preparation.order
-    steps = read_steps(folder.steps)
+    steps = [s for s in read_steps(folder.steps) if s.step < preparation.num_steps]
     last_epoch = order.epoch_of(preparation.num_steps - 1)
     recent = [s for s in steps if order.epoch_of(s.step) == last_epoch]
     ranks = results.rank_times(steps)

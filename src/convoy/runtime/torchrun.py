@@ -29,12 +29,21 @@ from safetensors.torch import save as save_tensors
 from convoy.cost.layers import facts_of
 from convoy.errors import CrewError, UsageError
 from convoy.runtime.checkpoint import newest_checkpoint, parts_for
+from convoy.runtime.events import Event, EventSink
 from convoy.runtime.formation import Formation, Job, Outcome, Part
 from convoy.runtime.gate import Gate
-from convoy.runtime.journal import Event, EventSink, Journal
+from convoy.runtime.journal import Journal
 from convoy.runtime.observer import Observer
 from convoy.runtime.results import RunResult
-from convoy.runtime.run import Preparation, announce, conclude, open_folder, open_journal, prepare
+from convoy.runtime.run import (
+    Preparation,
+    announce,
+    conclude,
+    last_generation,
+    open_folder,
+    open_journal,
+    prepare,
+)
 from convoy.runtime.run_folder import RunFolder
 from convoy.runtime.training import Trainee
 from convoy.strategies import Pending, Plan, Problem, Worker
@@ -106,7 +115,7 @@ def _lead(
             _send_part(store, f"part/{rank}", part)
     journal = open_journal(preparation, observer)
     formation = Formation(
-        generation=start.generation + 1 if start else 1,
+        generation=last_generation(preparation) + 1,
         rank=0,
         plan=plan,
         machines=tuple(worker.machine for worker in plan.problem.workers),
