@@ -20,6 +20,7 @@ def _harbour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harbour]:
 @pytest.fixture
 def harbour(_harbour: Harbour) -> Harbour:
     """Runs jobs in one Ray."""
+    _harbour.hurry.touch()
     return _harbour
 
 

@@ -85,6 +85,9 @@ class Watch:
         if self.deed == "interrupt":
             os.kill(os.getpid(), signal.SIGINT)
             return
+        if self.deed == "kill all":
+            self.hit_all()
+            return
         kind = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[str(self.deed)]
         self.hit(self.shares, kind)
 
@@ -106,6 +109,12 @@ class Watch:
             self.pids.append(int((self.folder / str(share)).read_text()))
             psutil.Process(self.pids[-1]).send_signal(kind)
 
+    def hit_all(self) -> None:
+        """Kill every rank."""
+        for process in psutil.Process().children(recursive=True):
+            if process.name().startswith("ray::Member"):
+                process.kill()
+
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
     """Run one job with `convoy.train`."""
@@ -126,9 +135,9 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         "tensors": tensors,
         "slow": lambda: ours.paced(watch.hurry, folder),
     }
-    network, data = job["network"], job["data"]
+    network, data = job.get("network"), job.get("data")
     network = things.get(network, network)
-    dataset = things[data]() if data in things else data
+    dataset = things[data]() if data in ("tensors", "slow") else data
     answer: dict[str, Any] = {"result": None, "error": None}
     try:
         result = convoy.train(network, dataset, observer=watch, **job["options"])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convoy.datasets import DataSet, ImageData, open_dataset
 from convoy.runtime.sampler import GlobalOrder
 
-PAUSE_S = 0.02
+PAUSE_S = 0.05
 POISONED_STEP, POISONED_POSITION = 7, 40
 """Of a batch of 64 in two halves, position 40 is the second rank's."""
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from .processes import Harbour, Program
-from .reference import NETWORK, STEPS_PER_EPOCH, assert_each_sample_once
+from .reference import NETWORK, STEPS_PER_EPOCH, TRAIN_SAMPLES, assert_each_sample_once
 
+ALONE = ("--workers=1", "--epochs=1")
 LEFT = ("run.toml", "host.json", "plan.json", "steps.jsonl", "result.json", "checkpoints")
 LEFT += ("tensorboard", "model.safetensors", "run.png")
 RESULT = {
@@ -21,15 +23,35 @@ RESULT = {
 }
 
 
-@pytest.mark.timeout(90)
-def test_two_workers(program: Callable[..., Program], harbour: Harbour, tmp_path: Path) -> None:
-    train = program(
-        *("-m", "convoy", "train", "--network", NETWORK, "--data", "digits", "--workers", "2"),
-        *("--epochs", "3", "--json"),
-    )
-    assert train.wait(60) == 0, train.stderr
-    result = json.loads(train.stdout)
-    (run,) = (tmp_path / "runs").iterdir()
+@pytest.mark.timeout(120)
+def test_two_runs_at_once(
+    program: Callable[..., Program], harbour: Harbour, tmp_path: Path
+) -> None:
+    command = ("-m", "convoy", "train", "--network", NETWORK, "--data", "digits", "--json")
+    programs = [program(*command, *of) for of in (("--workers=2", "--epochs=3"), ALONE)]
+    for train in programs:
+        assert train.wait(90) == 0, train.stderr
+    both, alone = [json.loads(train.stdout) for train in programs]
+    runs = {tmp_path / result["folder"] for result in (both, alone)}
+    assert set((tmp_path / "runs").iterdir()) == runs
+    assert len(runs) == 2
+    check_run(tmp_path / both["folder"], both, num_epochs=3)
+    check_run(tmp_path / alone["folder"], alone, num_epochs=1)
+
+    assert [machine["share"] for machine in both["machines"]] == [0.5, 0.5]
+    assert both["sent_bytes_per_step"] == 2 * 5130 * 4  # every gradient, in float32
+    assert [machine["share"] for machine in alone["machines"]] == [1.0]
+    assert alone["sent_bytes_per_step"] == 0
+    check_evaluation(harbour, tmp_path / both["folder"], both)
+
+    again = harbour.command("train", "--resume", str(tmp_path / alone["folder"]))
+    assert again["code"] == 2
+    assert "already at step 23 of 23" in again["stderr"]
+    assert "--epochs" in again["stderr"]
+
+
+def check_run(run: Path, result: dict[str, Any], *, num_epochs: int) -> None:
+    """The folder holds all that it should, and what was printed is in it."""
     assert result == json.loads((run / "result.json").read_text())
     assert result.keys() >= RESULT
     assert {path.name for path in run.iterdir()} >= set(LEFT)
@@ -38,34 +60,20 @@ def test_two_workers(program: Callable[..., Program], harbour: Harbour, tmp_path
         path = run / name
         assert any(path.iterdir()) if path.is_dir() else path.stat().st_size > 0
 
-    assert_each_sample_once(run, 3 * STEPS_PER_EPOCH)
-    assert (result["samples_seen"], result["steps"], result["epochs"]) == (3 * 1437, 69, 3)
+    steps, samples = num_epochs * STEPS_PER_EPOCH, num_epochs * TRAIN_SAMPLES
+    assert_each_sample_once(run, steps)
+    assert (result["samples_seen"], result["steps"]) == (samples, steps)
     assert (result["strategy"], result["dataset"]) == ("data", "digits")
-    assert [machine["share"] for machine in result["machines"]] == [0.5, 0.5]
-    assert result["sent_bytes_per_step"] == 2 * 5130 * 4  # every gradient, in float32
+    assert result["epochs"] == num_epochs
     assert result["images_per_s"] > 0
     assert 0 < result["step_s"]["median"] <= result["step_s"]["p90"]
     assert (result["reformations"], result["resumed_from_step"]) == (0, None)
 
+
+def check_evaluation(harbour: Harbour, run: Path, result: dict[str, Any]) -> None:
+    """`convoy evaluate` finds what the run itself did."""
     judged = harbour.command("evaluate", str(run), "--json")
     assert judged["code"] == 0
     found = json.loads(judged["stdout"])
     assert (found["accuracy"], found["samples"]) == (result["test_accuracy"], 360)
     assert found["loss"] == pytest.approx(result["test_loss"], rel=1e-5)
-
-    again = harbour.command("train", "--resume", str(run))
-    assert again["code"] == 2
-    assert "already at step 69 of 69" in again["stderr"]
-    assert "--epochs" in again["stderr"]
-
-
-@pytest.mark.timeout(90)
-def test_two_runs_at_once(program: Callable[..., Program], tmp_path: Path) -> None:
-    command = ("-m", "convoy", "train", "--network", NETWORK, "--epochs", "1", "--json")
-    runs = [program(*command, "--workers", "1") for _ in range(2)]
-    for train in runs:
-        assert train.wait(70) == 0, train.stderr
-    results = [json.loads(train.stdout) for train in runs]
-    assert len({result["folder"] for result in results}) == 2
-    for result in results:
-        assert_each_sample_once(tmp_path / result["folder"], STEPS_PER_EPOCH)
