@@ -26,7 +26,7 @@ def write(name: str, rows: Sequence[dict[str, Any]], *, about: str) -> None:
     RESULTS.mkdir(exist_ok=True)
     facts = {
         "date": datetime.date.today().isoformat(),
-        "command": f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_arguments()]),
         "processor": processor(),
         "cores": psutil.cpu_count(),
         "versions": {
@@ -47,6 +47,11 @@ def write(name: str, rows: Sequence[dict[str, Any]], *, about: str) -> None:
     text = "\n".join(lines) + "\n"
     (RESULTS / f"{name}.md").write_text(text)
     print(text)
+
+
+def _arguments() -> list[str]:
+    """The command line, with folders of this machine by their meaning."""
+    return ["DATA" if Path(word).is_absolute() else word for word in sys.argv[1:]]
 
 
 def shown(value: Any) -> str:
