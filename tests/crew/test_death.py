@@ -113,6 +113,21 @@ def test_the_first_rank_dies_while_the_others_form_anew(harbour: Harbour, tmp_pa
     assert min(int(step) for _, _, step, _ in deaths(answer)) > 9
 
 
+@pytest.mark.timeout(90)
+def test_the_first_rank_dies_after_the_last_step(harbour: Harbour, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    answer = harbour.train(
+        folder=tmp_path,
+        network=NETWORK,
+        data="slow",
+        options=OPTIONS | {"epochs": 1, "out": run},
+        **{"deed": "kill", "at": STEPS_PER_EPOCH - 1, "to": [8]},
+    )
+    assert answer["error"] is None
+    assert_weights(run, STEPS_PER_EPOCH)
+    assert_each_sample_once(run, STEPS_PER_EPOCH)
+
+
 @pytest.mark.timeout(120)
 def test_a_rank_that_hangs_is_given_up_on(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"

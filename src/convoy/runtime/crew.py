@@ -42,8 +42,7 @@ from convoy.strategies import Plan, Problem
 
 POLL_S = 0.2
 RESTARTS_PER_PLACE = 5
-FRUITLESS_FORMATIONS = 5
-"""Crews in a row that may be lost before any step is done."""
+FRUITLESS_FORMATIONS = 5  # crews in a row that may be lost before any step is done
 
 
 @dataclass
@@ -199,7 +198,8 @@ class Crew:
         try:
             member.outcome = ray.get(member.call)
         except RayTaskError as error:
-            where = f"the rank on {member.place.machine}"
+            self._drain()  # what was good until then is kept
+            where = f"rank {self._members.index(member)} on {member.place.machine}"
             raise foreign_error(error, where) from None
         except RayActorError:
             member.outcome = Outcome(kind="peer lost", step=None, detail="died")
