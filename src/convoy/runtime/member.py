@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from convoy.comm import PeerLostError, peer_loss
 from convoy.interfaces import interface_of
 from convoy.runtime import state
 from convoy.runtime.events import Event, EventSink
@@ -69,7 +70,13 @@ class Member:
         store = self._store
         if formation.rank != 0 and len(formation.plan.shares) > 1:
             timeout = timedelta(seconds=self._trainee.job.settings.timeout_s)
-            store = dist.TCPStore(store_address, store_port, is_master=False, timeout=timeout)
+            try:
+                with peer_loss():
+                    store = dist.TCPStore(
+                        store_address, store_port, is_master=False, timeout=timeout
+                    )
+            except PeerLostError as lost:  # rank 0 died before anyone met
+                return self._trainee.lost(lost)
         return self._trainee.train(formation, self._gate, EventSink(self._emit), store)
 
     def poll(self) -> list[Event]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -78,7 +79,9 @@ def run(job: Job, observer: Observer) -> RunResult | None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if settings.shares is not None and len(settings.shares) != world_size:
         raise UsageError(f"--shares gives {len(settings.shares)} shares for {world_size} ranks")
-    store = _meet(settings.timeout_s)
+    # The agent's store outlives a restart, and what the lost ranks left in it.
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"start-{restarts}", _meet(settings.timeout_s))
     job = _resumed_after_restart(job)
     device = _device()
     trainee = Trainee(job, device, settings.threads_per_worker or torch.get_num_threads())
@@ -187,6 +190,8 @@ def _resumed_after_restart(job: Job) -> Job:
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0 or out is None:
         return job
     if newest_checkpoint(RunFolder(out).checkpoints)[0] is None:
+        if is_leader() and RunFolder(out).settings.is_file():
+            shutil.rmtree(out)  # this very run's, which begins again
         return job
     return replace(job, settings=replace(job.settings, resume=out))
 

@@ -107,8 +107,7 @@ class Trainee:
             set_layout(self.model, layout)
             ran_to = self._run(formation, comm, gate, sink, layout)
         except PeerLostError as lost:
-            self._roll_back()
-            return Outcome(kind="peer lost", step=self._committed, detail=str(lost))
+            return self.lost(lost)
         finally:
             self.optimizer.zero_grad(set_to_none=True)
             if comm is not None:
@@ -116,6 +115,11 @@ class Trainee:
         kind: Literal["finished", "stopped"] = "finished" if ran_to == self.num_steps else "stopped"
         self._roll_back()
         return Outcome(kind=kind, step=self._committed)
+
+    def lost(self, error: PeerLostError) -> Outcome:
+        """Return to the last commit and say that a peer is lost."""
+        self._roll_back()
+        return Outcome(kind="peer lost", step=self._committed, detail=str(error))
 
     def final_state(self) -> state.Tensors:
         """The trained network's tensors, on the host."""
