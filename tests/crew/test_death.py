@@ -95,7 +95,7 @@ def test_a_rank_dies_while_ranks_train_alone(harbour: Harbour, tmp_path: Path) -
     assert alone <= set(range(int(step), int(step) + 4))
 
 
-@pytest.mark.skip(reason="known limit: see docs/architecture.md, a rank lost while forming")
+@pytest.mark.skip(reason="known defect: docs/architecture.md, Known limits")
 @pytest.mark.timeout(120)
 def test_the_first_rank_dies_while_the_others_form_anew(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -114,7 +114,7 @@ def test_the_first_rank_dies_while_the_others_form_anew(harbour: Harbour, tmp_pa
     assert min(int(step) for _, _, step, _ in deaths(answer)) > 9
 
 
-@pytest.mark.skip(reason="known limit: see docs/architecture.md, a rank lost while forming")
+@pytest.mark.skip(reason="known defect: docs/architecture.md, Known limits")
 @pytest.mark.timeout(90)
 def test_the_first_rank_dies_after_the_last_step(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"

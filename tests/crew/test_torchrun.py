@@ -48,9 +48,14 @@ def test_two_ranks(program: Callable[..., Program], tmp_path: Path) -> None:
     assert_each_sample_once(run, STEPS)
 
 
-@pytest.mark.skip(reason="known limit: see docs/architecture.md, restarts by torchrun")
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("lost", "checkpoint_every"), [(0, 4), (1, 40)])
+@pytest.mark.parametrize(
+    ("lost", "checkpoint_every"),
+    [
+        pytest.param(0, 4, marks=pytest.mark.skip(reason="known defect: docs/architecture.md")),
+        (1, 40),
+    ],
+)
 def test_a_rank_is_killed_and_torchrun_starts_anew(
     program: Callable[..., Program], tmp_path: Path, lost: int, checkpoint_every: int
 ) -> None:
