@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from .processes import Harbour, Program
-from .reference import NETWORK, STEPS_PER_EPOCH, TRAIN_SAMPLES, assert_each_sample_once
+from .reference import (
+    NETWORK,
+    STEPS_PER_EPOCH,
+    TRAIN_SAMPLES,
+    assert_each_sample_once,
+    assert_same_bits,
+)
 
 ALONE = ("--workers=1", "--epochs=1")
 LEFT = ("run.toml", "host.json", "plan.json", "steps.jsonl", "result.json", "checkpoints")
@@ -48,6 +54,16 @@ def test_two_runs_at_once(
     assert again["code"] == 2
     assert "already at step 23 of 23" in again["stderr"]
     assert "--epochs" in again["stderr"]
+
+    run = tmp_path / alone["folder"]
+    (tmp_path / "whole").mkdir()
+    for name in ("result.json", "model.safetensors"):  # stopped before it could be concluded
+        (run / name).rename(tmp_path / "whole" / name)
+    again = harbour.command("train", "--resume", str(run), "--json")
+    assert again["code"] == 0, again["stderr"]
+    concluded = json.loads(again["stdout"])
+    assert concluded["test_accuracy"] == alone["test_accuracy"]
+    assert_same_bits(run, tmp_path / "whole")
 
 
 def check_run(run: Path, result: dict[str, Any], *, num_epochs: int) -> None:

@@ -52,7 +52,7 @@ def test_two_ranks(program: Callable[..., Program], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lost", "checkpoint_every"),
     [
-        pytest.param(0, 4, marks=pytest.mark.skip(reason="known defect: docs/architecture.md")),
+        (0, 4),
         (1, 40),
     ],
 )
@@ -77,6 +77,21 @@ def test_a_rank_is_killed_and_torchrun_starts_anew(
         assert result["resumed_from_step"] is None
     assert_weights(run, STEPS)
     assert_each_sample_once(run, STEPS)
+
+
+@pytest.mark.timeout(60)
+def test_starting_anew_touches_no_other_run(
+    program: Callable[..., Program], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.toml").write_text('network = "lenet"\n')
+    (run / "steps.jsonl").write_text("of another run\n")
+    train = program(*TORCHRUN, "--max-restarts=1", *TRAIN, OMP_NUM_THREADS="1")
+    assert train.wait(50) == 1
+    assert "--out run is not empty" in train.stderr
+    assert {path.name for path in run.iterdir()} == {"run.toml", "steps.jsonl"}
+    assert (run / "steps.jsonl").read_text() == "of another run\n"
 
 
 @pytest.mark.timeout(60)

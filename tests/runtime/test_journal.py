@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -67,6 +68,12 @@ def journal(folder: RunFolder, listener: Listener, no_thread_left: None) -> Iter
 def evaluation(rank: int, *, generation: int = 1, step: int = 2, **sums: float) -> Event:
     given = {"step": step, "generation": generation, "rank": rank}
     return ("evaluation", given | {"samples": 10, "correct": 5, "loss_sum": 20.0} | sums)
+
+
+def done(steps: int, ranks: int, make: MakeRecord, generation: int = 1) -> list[Event]:
+    """The records of the run's first steps."""
+    places = itertools.product(range(steps), range(ranks))
+    return [("record", make(step, rank, generation=generation)) for step, rank in places]
 
 
 def part(
@@ -185,9 +192,10 @@ def test_an_evaluation_that_cannot_be_written(
 
 
 def test_a_state_that_stands_for_all(
-    journal: Journal, folder: RunFolder, formation: MakeFormation
+    journal: Journal, folder: RunFolder, formation: MakeFormation, record: MakeRecord
 ) -> None:
     journal.begin(formation([3, 1]))
+    journal.take(done(3, 2, record))
     journal.take([("layout", {"layout": "contiguous"}), part(0, 1.5, whole=True)])
     saved = read_checkpoint(folder.checkpoints / "step-3")
     assert (saved.step, saved.generation, len(saved.parts)) == (3, 1, 1)
@@ -199,9 +207,10 @@ def test_a_state_that_stands_for_all(
 
 
 def test_states_that_differ_are_kept_once_all_are_there(
-    journal: Journal, folder: RunFolder, formation: MakeFormation
+    journal: Journal, folder: RunFolder, formation: MakeFormation, record: MakeRecord
 ) -> None:
     journal.begin(formation([2, 1, 1]))
+    journal.take(done(3, 3, record))
     journal.take([part(2, 2.0), part(0, 0.0), part(0, 9.0, step=4)])
     assert journal.last_checkpoint is None
     assert newest_checkpoint(folder.checkpoints) == (None, [])
@@ -212,33 +221,62 @@ def test_states_that_differ_are_kept_once_all_are_there(
 
 
 def test_parts_of_a_lost_crew_do_not_make_a_checkpoint(
-    journal: Journal, folder: RunFolder, formation: MakeFormation
+    journal: Journal, folder: RunFolder, formation: MakeFormation, record: MakeRecord
 ) -> None:
     journal.begin(formation([3, 1]))
     journal.take([part(0, 0.0)])
     journal.begin(formation([2, 2], generation=2))
     journal.take([part(1, 1.0), part(0, 5.0, whole=True), part(1, 1.0, generation=2)])
     assert newest_checkpoint(folder.checkpoints) == (None, [])
-    journal.take([part(0, 0.0, generation=2)])
+    journal.take([*done(3, 2, record, generation=2), part(0, 0.0, generation=2)])
     assert read_checkpoint(folder.checkpoints / "step-3").generation == 2
 
 
+def test_a_checkpoint_waits_for_the_records_of_the_steps_before_it(
+    journal: Journal, folder: RunFolder, formation: MakeFormation, record: MakeRecord
+) -> None:
+    journal.begin(formation([3, 1]))
+    of_both = done(3, 2, record)
+    journal.take([*of_both[:-1], part(0, 0.0, whole=True)])  # rank 1's last is still to come
+    assert journal.last_checkpoint is not None  # a crew that re-forms can go on from it
+    assert newest_checkpoint(folder.checkpoints) == (None, [])
+    journal.take(of_both[-1:])
+    assert [step.step for step in read_steps(folder.steps)] == [0, 1, 2]
+    assert read_checkpoint(folder.checkpoints / "step-3").step == 3
+
+
+@pytest.mark.parametrize("ending", ["close", "settle"])
+def test_a_checkpoint_does_not_wait_for_records_that_are_lost(
+    journal: Journal, folder: RunFolder, formation: MakeFormation, record: MakeRecord, ending: str
+) -> None:
+    journal.begin(formation([3, 1]))
+    journal.take([*done(3, 2, record)[:-1], part(0, 0.0, whole=True)])
+    if ending == "close":
+        journal.close()
+    else:
+        journal.settle(1, 3)
+    assert read_checkpoint(folder.checkpoints / "step-3").step == 3
+    steps = read_steps(folder.steps)
+    assert [step.step for step in steps] == [0, 1, 2]
+    assert steps[-1].ranks[1]["compute_s"] is None
+
+
 def test_only_the_newest_are_kept(
-    journal: Journal, folder: RunFolder, formation: MakeFormation
+    journal: Journal, folder: RunFolder, formation: MakeFormation, record: MakeRecord
 ) -> None:
     journal.begin(formation([4]))
+    journal.take(done(3, 1, record))
     journal.take([part(0, 0.0, step=step, whole=True) for step in (1, 2, 3)])
     assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["step-2", "step-3"]
 
 
 def test_a_checkpoint_that_cannot_be_written(
-    journal: Journal, folder: RunFolder, formation: MakeFormation
+    journal: Journal, folder: RunFolder, formation: MakeFormation, record: MakeRecord
 ) -> None:
     folder.checkpoints.write_text("in the way")
     journal.begin(formation([4]))
     with pytest.raises(CheckpointError, match="cannot write the checkpoint of step 3"):
-        journal.take([part(0, 0.0, whole=True)])
-    assert journal.last_checkpoint is None
+        journal.take([*done(3, 1, record), part(0, 0.0, whole=True)])
 
 
 def test_nothing_is_taken_before_a_crew_has_formed(journal: Journal) -> None:

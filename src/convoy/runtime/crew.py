@@ -105,12 +105,9 @@ class Crew:
                 assert self.formation is not None
                 interrupted = self._watch()
                 self._drain()
-                outcomes = {s.place.index: s.outcome for s in self._members if s.outcome}
-                if all(o.kind == "finished" for o in outcomes.values()) and len(outcomes) == len(
-                    self._members
-                ):
+                tensors = self._final_state()
+                if tensors is not None:
                     self.journal.settle(self.formation.generation, self.num_steps)
-                    tensors: state.Tensors = ray.get(self._members[0].actor.final_state.remote())
                     return tensors
                 advanced = step
                 step, source, checkpoint = self._regroup()
@@ -152,9 +149,9 @@ class Crew:
         leader = self._members[0]
         try:
             ray.get([s.actor.muster.remote(step) for s in self._members])
-            port = ray.get(leader.actor.open_store.remote()) if len(self._members) > 1 else 0
+            port: int | None = ray.get(leader.actor.open_store.remote())
         except RayActorError:
-            port = 0  # who died will be noticed by `_watch`
+            port = None  # they cannot meet; who died will be noticed by `_watch`
         for rank, member in enumerate(self._members):
             member.outcome = None
             orders = replace(formation, rank=rank, part=parts[rank])
@@ -219,6 +216,19 @@ class Crew:
         for member in self._members:
             if member.outcome is None:
                 member.actor.release.remote(0, "lost")
+
+    def _final_state(self) -> state.Tensors | None:
+        """The trained network from any rank, since all have it; None if it is not trained yet."""
+        if not all(s.outcome and s.outcome.kind == "finished" for s in self._members):
+            return None
+        for member in self._members:
+            try:
+                tensors: state.Tensors = ray.get(member.actor.final_state.remote())
+            except RayActorError:
+                member.pid = None
+            else:
+                return tensors
+        return None
 
     def _give_up_on(self, silent: Sequence[MemberHandle]) -> None:
         """Ranks that neither answer nor die count as dead, and are made so."""

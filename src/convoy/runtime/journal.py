@@ -5,6 +5,7 @@ The same for a crew's driver and for rank 0 under torchrun; only how reports arr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import defaultdict
@@ -41,6 +42,7 @@ class Journal:
         self.folder = folder
         self.board = Board(folder.tensorboard)
         self.last_checkpoint: Checkpoint | None = None
+        """The newest there is; on disk once the records of the steps before it are."""
         self.evaluation: tuple[int, float, float] | None = None
         """Step, accuracy and loss of the last evaluation."""
         self.layout: str | None = None
@@ -57,6 +59,7 @@ class Journal:
         self._formation: Formation | None = None
         self._sums: dict[tuple[int, int], dict[int, dict[str, Any]]] = defaultdict(dict)
         self._parts: dict[tuple[int, int], dict[int, Part]] = defaultdict(dict)
+        self._unwritten: list[Checkpoint] = []
 
     def begin(self, formation: Formation) -> None:
         """A crew has formed."""
@@ -82,19 +85,23 @@ class Journal:
             self._evaluate(sums)
         for part in sorted_events["checkpoint"]:
             self._checkpoint(part)
+        self._write_checkpoints()
 
     def settle(self, generation: int, step: int) -> None:
         """The crew of `generation` is gone; its successor goes on from `step`."""
         self._completed(self._logbook.settle(generation, step))
         self.first_step_done_s = None
         self.last_step = step - 1
+        self._write_checkpoints()
 
     def close(self) -> None:
-        """Close all files."""
-        try:
-            self._logbook.close()
-        finally:
-            self.board.close()
+        """Write what is on its way, and close all files."""
+        with contextlib.ExitStack() as files:
+            files.callback(self.board.close)
+            files.callback(self._logbook.close)
+            if self._unwritten:  # its records did not all come, and will not
+                newest = self._unwritten[-1]
+                self.settle(newest.generation, newest.step)
 
     def _completed(self, steps: Sequence[StepSummary]) -> None:
         for step in steps:
@@ -151,5 +158,14 @@ class Journal:
                 "settings": to_values(self._settings),
             },
         )
-        write_checkpoint(self.folder.checkpoints, checkpoint, keep=self._settings.keep)
         self.last_checkpoint = checkpoint
+        self._unwritten.append(checkpoint)
+
+    def _write_checkpoints(self) -> None:
+        # A run that goes on from a checkpoint adds to the records of the steps before it, so
+        # those come first: a rank's report may arrive later than another's checkpoint.
+        while self._unwritten and self._unwritten[0].step <= self.last_step + 1:
+            self._logbook.sync()
+            write_checkpoint(
+                self.folder.checkpoints, self._unwritten.pop(0), keep=self._settings.keep
+            )

@@ -64,9 +64,14 @@ class Member:
         self._store = dist.TCPStore(self._berth.address, 0, is_master=True, wait_for_workers=False)
         return int(self._store.port)
 
-    def train(self, formation: Formation, store_address: str, store_port: int) -> Outcome:
-        """Take part in `formation`; returns how it ended."""
+    def train(self, formation: Formation, store_address: str, store_port: int | None) -> Outcome:
+        """Take part in `formation`; returns how it ended.
+
+        Ranks meet at the store that rank 0 opened; without a port there is none, for rank 0 died.
+        """
         assert self._trainee is not None, "prepare comes first"
+        if store_port is None:
+            return self._trainee.lost(PeerLostError("a rank died before the crew met"))
         store = self._store
         if formation.rank != 0 and len(formation.plan.shares) > 1:
             timeout = timedelta(seconds=self._trainee.job.settings.timeout_s)

@@ -14,6 +14,7 @@ once the lines written last are those that count (`read_steps`).
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,14 @@ class Logbook:
                 del self._pending[key]
         self._flush()
         return complete
+
+    def sync(self) -> None:
+        """Have what is written outlive a power cut."""
+        self._flush()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._full(error) from None
 
     def close(self) -> None:
         """Close the file."""

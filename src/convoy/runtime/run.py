@@ -164,7 +164,7 @@ def prepare(job: Job, observer: Observer) -> Preparation:
             )
         folder = open_run_folder(settings.resume)
         start = _start_of(folder, observer)
-        if start.step >= steps:
+        if start.step >= steps and (start.step > steps or folder.steps_concluded() == steps):
             raise UsageError(
                 f"{folder.path} is already at step {start.step} of {steps}: nothing is left to "
                 "do. Give more --epochs or --steps to train it further"

@@ -49,6 +49,13 @@ class RunFolder:
         """Write one JSON file, whole or not at all."""
         write_text(self.path / name, json.dumps(value, indent=2, default=str) + "\n")
 
+    def steps_concluded(self) -> int:
+        """The length of the run that `result.json` tells of; 0 where there is none."""
+        try:
+            return int(json.loads(self.result.read_text(encoding="utf-8"))["steps"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
     def write_model(self, tensors: Tensors, meta: Mapping[str, str]) -> None:
         """Write `model.safetensors`: the trained network's parameters and buffers."""
         write_bytes(self.model, save(tensors, metadata=dict(meta)))

@@ -8,7 +8,7 @@ the others hand it their reports through the store at which they all met:
     rank 1 ── "events/1/0", "events/1/1", ... ─▶ store ─▶ rank 0 ─▶ journal
 
 When a rank dies, torchrun ends the others and, with --max-restarts, starts them all again;
-the run in --out then goes on from its newest checkpoint.
+the run then goes on in its folder, which the agent's store remembers, from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -80,9 +81,11 @@ def run(job: Job, observer: Observer) -> RunResult | None:
     if settings.shares is not None and len(settings.shares) != world_size:
         raise UsageError(f"--shares gives {len(settings.shares)} shares for {world_size} ranks")
     # The agent's store outlives a restart, and what the lost ranks left in it.
+    lasting = _meet(settings.timeout_s)
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"start-{restarts}", _meet(settings.timeout_s))
-    job = _resumed_after_restart(job)
+    store = dist.PrefixStore(f"start-{restarts}", lasting)
+    if rank == 0:
+        job = _taken_up_again(job, lasting)
     device = _device()
     trainee = Trainee(job, device, settings.threads_per_worker or torch.get_num_threads())
     workers = _introduce(store, rank, world_size, device, settings.shares)
@@ -102,6 +105,7 @@ def run(job: Job, observer: Observer) -> RunResult | None:
     if rank == 0:
         preparation = prepare(job, observer)
         open_folder(preparation)
+        lasting.set("folder", str(preparation.folder.path))
         return _lead(preparation, plan, trainee, store, observer)
     _follow(rank, plan, trainee, store)
     return None
@@ -184,16 +188,15 @@ def _meet(timeout_s: float) -> dist.TCPStore:
     )
 
 
-def _resumed_after_restart(job: Job) -> Job:
-    """If torchrun has started this run again, the job that goes on from its checkpoint."""
-    out = job.settings.out
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0 or out is None:
+def _taken_up_again(job: Job, lasting: dist.Store) -> Job:
+    """If this run had begun before torchrun started its ranks again: the job that goes on."""
+    if not lasting.check(["folder"]):
         return job
-    if newest_checkpoint(RunFolder(out).checkpoints)[0] is None:
-        if is_leader() and RunFolder(out).settings.is_file():
-            shutil.rmtree(out)  # this very run's, which begins again
-        return job
-    return replace(job, settings=replace(job.settings, resume=out))
+    path = Path(lasting.get("folder").decode())
+    if newest_checkpoint(RunFolder(path).checkpoints)[0] is not None:
+        return replace(job, settings=replace(job.settings, out=None, resume=path))
+    shutil.rmtree(path)  # nothing in it to go on from: the run begins again
+    return replace(job, settings=replace(job.settings, out=path))
 
 
 def _device() -> torch.device:
