@@ -19,7 +19,7 @@ from typing import Any
 
 import typer.main
 
-from convoy.cli import app
+from convoy.cli.app import app
 from convoy.errors import nearest
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from convoy import networks, report
+from convoy import networks
 from convoy.datasets import open_dataset
 from convoy.doctor import Check, DoctorOptions, examine
 from convoy.errors import CheckpointError, UsageError
@@ -114,6 +114,8 @@ def train(
     else:
         result = run_with_crew(job, watching, verbose=verbose)
     if result is not None:
+        from convoy import report  # matplotlib takes its time
+
         report.draw_run(result.folder)
     return result
 

@@ -41,6 +41,7 @@ from convoy.runtime.placement import Place, threads_at
 from convoy.strategies import Plan, Problem
 
 POLL_S = 0.2
+FIRST_POLL_S = 0.05  # until a crew's first step is done
 RESTARTS_PER_PLACE = 5
 FRUITLESS_FORMATIONS = 5  # crews in a row that may be lost before any step is done
 
@@ -172,7 +173,8 @@ class Crew:
         stopping = False
         deadline: float | None = None
         while waiting := [s for s in self._members if s.outcome is None]:
-            done, _ = ray.wait([s.call for s in waiting], num_returns=1, timeout=POLL_S)
+            patience = POLL_S if self.journal.first_step_done_s else FIRST_POLL_S
+            done, _ = ray.wait([s.call for s in waiting], num_returns=1, timeout=patience)
             for member in [s for s in waiting if s.call in done]:
                 self._collect(member)
             lost = any(s.outcome and s.outcome.kind == "peer lost" for s in self._members)

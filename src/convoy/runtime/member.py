@@ -21,6 +21,7 @@ from convoy.runtime import state
 from convoy.runtime.events import Event, EventSink
 from convoy.runtime.formation import Formation, Job, Outcome
 from convoy.runtime.gate import Gate
+from convoy.runtime.memory import keep_freed_memory
 from convoy.runtime.training import Trainee
 
 MAX_CONCURRENCY = 8
@@ -49,6 +50,7 @@ class Member:
 
     def prepare(self, job: Job) -> int:
         """Build data, network and optimizer. Returns the process id."""
+        keep_freed_memory()
         os.environ["GLOO_SOCKET_IFNAME"] = interface_of(self._berth.address)
         os.environ["NCCL_SOCKET_IFNAME"] = os.environ["GLOO_SOCKET_IFNAME"]
         device = torch.device(self._berth.device)

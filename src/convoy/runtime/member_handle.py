@@ -37,7 +37,6 @@ def hire(place: Place, num_threads: int, job_reference: Any) -> MemberHandle:
         "num_gpus": 1 if place.device.startswith("cuda") else 0,
         "num_cpus": num_threads if place.shared else 0,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(place.node_id, soft=False),
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(num_threads)}},
     }
     berth = Berth(address=place.address, device=place.device, num_threads=num_threads)
     actor = ray.remote(Member).options(**options).remote(berth)

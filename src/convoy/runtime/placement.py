@@ -8,28 +8,22 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
 import os
 import platform
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import ray
 import torch
 
 from convoy.cluster import Cluster, load_cluster
 from convoy.errors import ClusterError, UsageError
+from convoy.runtime import ray_session
 from convoy.runtime.nodes import Node, join_command, list_nodes, match_machines
 from convoy.runtime.settings import TrainSettings
 from convoy.strategies import Worker
-
-OBJECT_STORE_BYTES = 512 * 1024**2
-"""For handing over jobs and checkpoints; Ray's own default is 30% of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +59,8 @@ def places(settings: TrainSettings, *, verbose: bool = False) -> Iterator[list[P
         ClusterError: machines that are not there; a Ray that cannot be joined.
         UsageError: more or fewer shares than places.
     """
-    mine = not ray.is_initialized()
-    token = os.environ.get("RAY_AUTH_MODE")
-    try:
+    with ray_session.session():
         yield _with_shares(_find(settings, verbose=verbose), settings)
-    finally:
-        if mine and ray.is_initialized():
-            ray.shutdown()
-        if mine and token is None:  # a Ray of our own leaves it behind, and it binds later ones
-            os.environ.pop("RAY_AUTH_MODE", None)
 
 
 def _find(settings: TrainSettings, *, verbose: bool) -> list[Place]:
@@ -96,8 +83,7 @@ def _local(workers: int | None, *, name: str = "", verbose: bool) -> list[Place]
     cores = len(os.sched_getaffinity(0))
     gpus = torch.cuda.device_count()
     count = workers or gpus or max(2, cores // 2)
-    if not ray.is_initialized():
-        _start({"address": "local", "_node_ip_address": "127.0.0.1"}, verbose=verbose)
+    ray_session.start_local(count, verbose=verbose)
     node = list_nodes()[0]
     return [
         Place(
@@ -198,11 +184,9 @@ def _ray_is_known() -> bool:
 
 def _connect(address: str, cluster: Cluster | None, *, verbose: bool) -> None:
     """Join a Ray cluster that runs already."""
-    if ray.is_initialized():
-        return
     target = "auto" if address == "ray" else address
     try:
-        _start({"address": target}, verbose=verbose)
+        ray_session.join(target, verbose=verbose)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         head = cluster.real_machines[0].name if cluster else "one machine"
@@ -211,30 +195,3 @@ def _connect(address: str, cluster: Cluster | None, *, verbose: bool) -> None:
             f"--head` on {head} and `ray start --address=HOST:6379` on the others, then run "
             f"this on one of them; `convoy doctor --cluster {address}` tells more"
         ) from None
-
-
-def _silence_raylet() -> None:
-    """Keep what Ray says of lost workers off the terminal: the crew says it in its own words.
-
-    Ray prints these whatever `log_to_driver` is; its filter for repeated lines can drop them.
-    """
-    ray_logging = importlib.import_module("ray._private.ray_logging")
-    filter_ = getattr(ray_logging, "stdout_deduplicator", None)
-    if filter_ is not None and hasattr(filter_, "skip_re"):
-        filter_.skip_re = re.compile("")
-
-
-def _start(arguments: dict[str, object], *, verbose: bool) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, object] = {"log_to_driver": verbose, "include_dashboard": False}
-    quiet["logging_level"] = logging.INFO if verbose else logging.ERROR
-    if arguments["address"] == "local":
-        free = psutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-        store = max(80 * 1024**2, min(OBJECT_STORE_BYTES, int(free * 0.8)))
-        quiet["object_store_memory"] = store
-        ray.init(**arguments, **quiet)
-    else:
-        del quiet["include_dashboard"]
-        ray.init(**arguments, **quiet)
-    if not verbose:
-        _silence_raylet()

@@ -12,7 +12,6 @@ from statistics import fmean
 
 import torch
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from convoy.errors import ConvoyError
 from convoy.runtime.evaluation import judging
@@ -23,6 +22,8 @@ class Board:
     """Writes scalars of steps and evaluations below a run folder's `tensorboard/`."""
 
     def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a tenth of a second at every start
+
         self._folder = folder
         with self._writing():
             self._writer = SummaryWriter(str(folder))

@@ -35,6 +35,7 @@ from convoy.runtime.events import Event, EventSink
 from convoy.runtime.formation import Formation, Job, Outcome, Part
 from convoy.runtime.gate import Gate
 from convoy.runtime.journal import Journal
+from convoy.runtime.memory import keep_freed_memory
 from convoy.runtime.observer import Observer
 from convoy.runtime.results import RunResult
 from convoy.runtime.run import (
@@ -86,6 +87,7 @@ def run(job: Job, observer: Observer) -> RunResult | None:
     store = dist.PrefixStore(f"start-{restarts}", lasting)
     if rank == 0:
         job = _taken_up_again(job, lasting)
+    keep_freed_memory()
     device = _device()
     trainee = Trainee(job, device, settings.threads_per_worker or torch.get_num_threads())
     workers = _introduce(store, rank, world_size, device, settings.shares)
