@@ -96,7 +96,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is kept.
     """
     given = {"strategy": strategy, "workers": workers, "resume": resume}
-    values = {name: value for name, value in given.items() if value is not None} | options
+    values = {name: value for name, value in (given | options).items() if value is not None}
     if network is not None:
         values["network"] = _label(network)
     if dataset is not None:
@@ -195,7 +195,8 @@ def evaluate(
     if isinstance(named, nn.Module):
         model = named
     else:
-        model = networks.build(named, input_shape=data.test.image_shape, num_classes=classes)
+        with torch.random.fork_rng(devices=[]):  # its first weights are nobody's concern
+            model = networks.build(named, input_shape=data.test.image_shape, num_classes=classes)
     model = model.to(dtype)
     try:
         model.load_state_dict(tensors)

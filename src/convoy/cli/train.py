@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from typer import Option
 
 from convoy import api
 from convoy.cli.console import console, print_json, stdout_for
+from convoy.cli.strategy_options import with_strategy_options
 from convoy.cli.watching import Watcher, show_result
 from convoy.networks import names as network_names
 from convoy.runtime.settings import (
@@ -29,6 +29,7 @@ def _one_of(names: tuple[str, ...] | list[str]) -> str:
     return ", ".join(names)
 
 
+@with_strategy_options(HOW)
 def train(
     network: Annotated[
         str | None,
@@ -100,19 +101,6 @@ def train(
     memory_format: Annotated[
         str | None, Option(help=_one_of(MEMORY_FORMATS), rich_help_panel=HOW)
     ] = None,
-    wire: Annotated[
-        str | None, Option(help="data: fp32 or bf16 between ranks.", rich_help_panel=HOW)
-    ] = None,
-    batch_norm: Annotated[
-        str | None,
-        Option(help="data: sync (as one machine) or local statistics.", rich_help_panel=HOW),
-    ] = None,
-    average_every: Annotated[
-        str | None, Option(help="averaging: steps between averages, or end.", rich_help_panel=HOW)
-    ] = None,
-    sync_first: Annotated[
-        int | None, Option(help="averaging: synchronous steps first.", rich_help_panel=HOW)
-    ] = None,
     checkpoint_every: Annotated[
         int | None, Option(help="Steps; once per epoch without it.", rich_help_panel=KEEPING)
     ] = None,
@@ -125,11 +113,13 @@ def train(
     out: Annotated[Path | None, Option(help="Run folder.", rich_help_panel=KEEPING)] = None,
     json: Annotated[bool, Option("--json", help="Print result.json on stdout.")] = False,
     verbose: Annotated[bool, Option("--verbose", "-v", help="Ray's own messages too.")] = False,
+    **strategy_options: Any,
 ) -> None:
     """Train a network, on one device or distributed over many, and leave a run folder."""
-    options = {k: v for k, v in locals().items() if k not in ("json", "verbose") and v is not None}
-    if "average_every" in options:
-        options["average_every"] = _steps_or_end(options["average_every"])
+    options = locals() | strategy_options
+    for name in ("json", "verbose", "strategy_options"):
+        del options[name]
+    options = {name: value for name, value in options.items() if value is not None}
     if "data" in options:
         options["dataset"] = options.pop("data")
     output = console(as_json=json)
@@ -142,14 +132,3 @@ def train(
         print_json(result.to_dict())
     else:
         show_result(output, result)
-
-
-def _steps_or_end(text: str) -> Any:
-    if text == "end":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r}: expected a number of steps, or end", param_hint="--average-every"
-        ) from None

@@ -37,6 +37,7 @@ class Watcher:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=console,
+            refresh_per_second=4,  # every core may be at work
         )
         self._task: TaskID | None = None
         self._steps_per_epoch = 1

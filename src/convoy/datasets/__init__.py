@@ -15,13 +15,14 @@ from convoy.datasets.digits import open_digits
 from convoy.datasets.download import OFFICIAL, Sources
 from convoy.datasets.folder import FORM as FOLDER_FORM
 from convoy.datasets.folder import open_folder
-from convoy.datasets.imported import FORM as IMPORT_FORM
-from convoy.datasets.imported import call, is_import, load_function
+from convoy.datasets.imported import call
 from convoy.datasets.items import open_items
 from convoy.datasets.mnist import open_mnist
 from convoy.datasets.synthetic import FORM as SYNTHETIC_FORM
 from convoy.datasets.synthetic import open_synthetic
 from convoy.errors import UnknownNameError, UsageError
+from convoy.user_code import FORM as IMPORT_FORM
+from convoy.user_code import is_import, load_function
 
 __all__ = ["DataSet", "DataSpec", "ImageData", "Sources", "default_dir", "names", "open_dataset"]
 
@@ -81,7 +82,9 @@ def open_dataset(
     if kind == "folder" and colon:
         return open_folder(spec, image_shape=image_shape, seed=seed)
     if is_import(spec):
-        return _open_object(load_function(spec), where, image_shape, spec)
+        return _open_object(
+            load_function(spec, kind="data set", returns="(train, test)"), where, image_shape, spec
+        )
     forms = (FOLDER_FORM, SYNTHETIC_FORM, IMPORT_FORM)
     raise UnknownNameError("data set", spec, names(), f"Or: {', '.join(forms)}.")
 

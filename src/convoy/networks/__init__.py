@@ -22,13 +22,14 @@ from convoy.networks.caffenet import caffenet
 from convoy.networks.cifar10 import cifar10_full, cifar10_quick
 from convoy.networks.expression import expression
 from convoy.networks.googlenet import googlenet
-from convoy.networks.imported import FORM as IMPORT_FORM
-from convoy.networks.imported import imported, is_import, made_by
+from convoy.networks.imported import imported, made_by
 from convoy.networks.lenet import lenet
 from convoy.networks.lenet5 import lenet5
 from convoy.networks.resnet import resnet18, resnet50, resnet152
 from convoy.networks.spec import Builder, Shape, Spec
 from convoy.networks.vgg import vgg16
+from convoy.user_code import FORM as IMPORT_FORM
+from convoy.user_code import is_import
 
 __all__ = ["Shape", "build", "names"]
 

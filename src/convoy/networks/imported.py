@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from convoy.errors import ConvoyError, UsageError, nearest
+from convoy.errors import ConvoyError, UsageError
 from convoy.networks.spec import Spec
-
-FORM = "package.module:function"
-
-_FORM = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*(?:\.[^\W\d]\w*)*)")
-
-
-def is_import(name: str) -> bool:
-    """Whether `name` has the form `package.module:function`."""
-    return _FORM.fullmatch(name) is not None
+from convoy.user_code import load_function, type_of
 
 
 def imported(spec: Spec) -> nn.Module:
@@ -32,7 +20,8 @@ def imported(spec: Spec) -> nn.Module:
         UsageError: there is no such module or function, it needs other arguments, it fails, or
             it returns something else than a module.
     """
-    return made_by(_function(spec), spec)
+    function = load_function(spec.name, kind="network", returns="a torch.nn.Module")
+    return made_by(function, spec)
 
 
 def made_by(function: Callable[..., Any], spec: Spec) -> nn.Module:
@@ -48,50 +37,10 @@ def made_by(function: Callable[..., Any], spec: Spec) -> nn.Module:
         ) from error
     if not isinstance(network, nn.Module):
         raise UsageError(
-            f"network {spec.name!r}: the function returned {_kind(network)}; expected a "
+            f"network {spec.name!r}: the function returned {type_of(network)}; expected a "
             "torch.nn.Module"
         )
     return network
-
-
-def _function(spec: Spec) -> Callable[..., Any]:
-    module_name, _, path = spec.name.partition(":")
-    found = _module(spec, module_name)
-    for name in path.split("."):
-        if not hasattr(found, name):
-            close = nearest(name, [known for known in dir(found) if not known.startswith("_")])
-            offer = f"; nearest: {', '.join(close)}" if close else ""
-            raise UsageError(
-                f"network {spec.name!r}: no such function: {module_name!r} has no {name!r}{offer}"
-            )
-        found = getattr(found, name)
-    if not callable(found):
-        raise UsageError(
-            f"network {spec.name!r}: it is {_kind(found)}; expected a function that returns a "
-            "torch.nn.Module"
-        )
-    function: Callable[..., Any] = found
-    return function
-
-
-def _module(spec: Spec, name: str) -> Any:
-    """Import `name`; the working directory is on the path, as `python -m` has it, so that a
-    file beside the user's shell is found by an installed command too."""
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # importing runs the user's code
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and (name == missing or name.startswith(f"{missing}.")):
-            raise UsageError(
-                f"network {spec.name!r}: module {missing!r} not found; expected {FORM}, "
-                f"importable from {here}"
-            ) from error
-        raise UsageError(
-            f"network {spec.name!r}: importing {name!r} failed: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _arguments(spec: Spec, function: Callable[..., Any]) -> dict[str, Any]:
@@ -112,8 +61,3 @@ def _arguments(spec: Spec, function: Callable[..., Any]) -> dict[str, Any]:
             "input_shape and num_classes, nothing else"
         ) from None
     return offered
-
-
-def _kind(value: object) -> str:
-    name = type(value).__name__
-    return "nothing (None)" if value is None else f"a value of type {name}"

@@ -90,7 +90,11 @@ def create_run_folder(settings: TrainSettings) -> RunFolder:
 
 def check_vacant(path: Path) -> None:
     """Raise UsageError if there is something at `path` that a new run would be mixed with."""
-    if path.is_dir() and any(path.iterdir()):
+    try:
+        vacant = not path.is_dir() or not any(path.iterdir())
+    except OSError as error:
+        raise UsageError(f"--out {path} cannot be looked into: {error.strerror}") from None
+    if not vacant:
         raise UsageError(
             f"--out {path} is not empty. Give another folder, or go on with the run in it: "
             f"--resume {path}"

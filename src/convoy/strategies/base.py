@@ -137,7 +137,11 @@ class Rank:
 
 
 class Strategy(ABC):
-    """A way to distribute training. Subclasses are final, frozen keyword-only dataclasses."""
+    """A way to distribute training. Subclasses are final, frozen keyword-only dataclasses.
+
+    Their fields are the strategy's own options; `metadata={"help": ...}` describes each on the
+    command line.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -45,9 +45,13 @@ class DataParallel(Strategy):
     name: ClassVar[str] = "data"
     summary: ClassVar[str] = "the batch is cut by speed; gradients are summed every step"
 
-    wire: Literal["fp32", "bf16"] = "fp32"
+    wire: Literal["fp32", "bf16"] = field(
+        default="fp32", metadata={"help": "fp32 or bf16 between ranks"}
+    )
     """What gradients travel as: parameters' own precision, or bfloat16 (half the bytes)."""
-    batch_norm: Literal["sync", "local"] = "sync"
+    batch_norm: Literal["sync", "local"] = field(
+        default="sync", metadata={"help": "sync (as one machine) or local statistics"}
+    )
     """`sync`: statistics over the whole batch, as one machine would take them. `local`: over
     each rank's share, as plain DDP does; fewer messages, other mathematics."""
 

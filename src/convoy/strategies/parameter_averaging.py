@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -38,9 +38,11 @@ class ParameterAveraging(Strategy):
     name: ClassVar[str] = "averaging"
     summary: ClassVar[str] = "each rank trains alone; parameters are averaged every H steps"
 
-    average_every: int | Literal["end"] = 8
+    average_every: int | Literal["end"] = field(
+        default=8, metadata={"help": "steps between averages, or end"}
+    )
     """H: steps between averages, or 'end' for one average when training ends."""
-    sync_first: int = 0
+    sync_first: int = field(default=0, metadata={"help": "synchronous steps first"})
     """Steps at the start with gradients summed every step, as `data` does."""
 
     def __post_init__(self) -> None:
