@@ -25,7 +25,7 @@ Convoy = Callable[..., Any]
         ("--optimizer", "adamx", "unknown optimizer 'adamx'. Nearest: adamax, adam"),
         ("--precision", "fp16", "unknown precision 'fp16'. Nearest: "),
         ("--wire", "fp8", "'fp8'"),
-        ("--average-every", "often", "expected 1 or more steps, or .end."),
+        ("--average-every", "often", "expected 1 or more steps, or 'end'"),
         ("--average-every", "0", "--average-every"),
         ("--sync-first", "3", "--sync-first belongs to --strategy averaging"),
         ("--batch-size", "0", "--batch-size 0: expected a number above 0"),
