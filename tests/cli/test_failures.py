@@ -40,7 +40,7 @@ Convoy = Callable[..., Any]
 def test_wrong_usage_of_train(
     convoy: Convoy, tmp_path: Path, option: str, value: str, said: str, json: list[str]
 ) -> None:
-    strategy = ["--strategy", "averaging"] if value == "0" and "every" in option else []
+    strategy = ["--strategy", "averaging"] if option == "--average-every" else []
     ran = convoy("train", option, value, *strategy, *json)
     assert ran.status == 2
     assert ran.out == ""
