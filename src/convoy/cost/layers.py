@@ -1,11 +1,27 @@
-"""Facts about a network that planning needs, read off its modules without running it."""
+"""Facts about a network that planning needs, found without running it on data.
+
+`layers_of` sends one image without content (torch's meta device) through the network, so that
+shapes come out for skips, branches and whatever else a forward pass does, and nothing is
+computed. A network that looks into its tensors cannot run so; it gets one image of zeros.
+"""
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.flop_counter import FlopCounterMode
+
+from convoy.errors import UsageError
+
+IMAGES = 2
+"""How many images are sent through: batch normalisation has no variance of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +36,38 @@ class NetworkFacts:
     """Channels of each batch normalisation, in module order."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerFacts:
+    """One leaf layer at one place of the forward pass; all counts are for one image."""
+
+    name: str
+    """Its module's qualified name; `name#2` where it is called a second time."""
+    type: str
+    """The module's class."""
+    kernel: tuple[int, ...] | None
+    """Of a convolution or pooling."""
+    input: int
+    """Elements of its inputs."""
+    lowered: int | None
+    """Of a convolution: elements of the input lowered to a matrix (im2col): one column of
+    kernel x input channels for every output position."""
+    weight: int
+    """Elements of its weight; a bias is not among them."""
+    output: int
+    """Elements of its outputs."""
+    macs: int
+    """Multiply-adds of the forward pass: of convolutions and linear layers in closed form, of
+    any other layer what torch's FlopCounterMode knows of it, halved."""
+    backward_macs: int
+    """Multiply-adds of the gradients of its weight, and of its input if anybody needs that."""
+    parameter_bytes: int
+    """Of all its parameters; 0 in a second call."""
+    activation_bytes: int
+    """Of its outputs, as they are kept for the backward pass."""
+    output_shape: tuple[int, ...]
+    """Of its first output, without the batch."""
+
+
 def facts_of(network: nn.Module) -> NetworkFacts:
     """Count `network`'s parameters and buffers; shared parameters count once."""
     return NetworkFacts(
@@ -29,3 +77,129 @@ def facts_of(network: nn.Module) -> NetworkFacts:
             m.num_features for m in network.modules() if isinstance(m, _BatchNorm)
         ),
     )
+
+
+def layers_of(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerFacts, ...]:
+    """The leaf layers that a forward pass of one image goes through, in order of execution.
+
+    Args:
+        network: any module; it is not changed.
+        input_shape: of one image, as (channels, height, width).
+
+    Raises:
+        UsageError: images of this shape do not go through.
+    """
+    try:
+        return _traced(copy.deepcopy(network).to("meta"), input_shape, "meta")
+    except NotImplementedError:  # it looks into its tensors, or an operator knows no meta
+        pass
+    except RuntimeError as error:
+        if "meta" not in str(error).lower():
+            raise _does_not_fit(input_shape, error) from error
+    try:
+        return _traced(copy.deepcopy(network), input_shape, "cpu")
+    except RuntimeError as error:
+        raise _does_not_fit(input_shape, error) from error
+
+
+def _does_not_fit(input_shape: tuple[int, ...], error: Exception) -> UsageError:
+    shape = "x".join(map(str, input_shape))
+    return UsageError(f"images of {shape} do not go through this network: {error}")
+
+
+def _traced(
+    network: nn.Module, input_shape: tuple[int, ...], device: str
+) -> tuple[LayerFacts, ...]:
+    """Run `network` forward on `device` and note what each leaf does. `network` is spent."""
+    names = {leaf: name for name, leaf in network.named_modules() if not _has_children(leaf)}
+    calls: dict[str, int] = {}
+    found: list[LayerFacts] = []
+    counted_before = 0
+    counter = FlopCounterMode(display=False)
+
+    def begin(*_: Any) -> None:
+        nonlocal counted_before
+        counted_before = counter.get_total_flops()
+
+    def end(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        name = names[layer]
+        calls[name] = calls.get(name, 0) + 1
+        counted = (counter.get_total_flops() - counted_before) // (2 * IMAGES)
+        inputs, outputs = _tensors((args, kwargs)), _tensors(output)
+        found.append(_facts(name, calls[name], layer, inputs, outputs, counted))
+
+    for leaf in names:
+        leaf.register_forward_pre_hook(begin)
+        leaf.register_forward_hook(end, with_kwargs=True)
+    image = torch.zeros((IMAGES, *input_shape), device=device, dtype=_dtype(network))
+    with torch.random.fork_rng(devices=[]), counter:
+        network.train()(image)
+    return tuple(found)
+
+
+def _has_children(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None
+
+
+def _facts(
+    name: str,
+    call: int,
+    layer: nn.Module,
+    inputs: list[Tensor],
+    outputs: list[Tensor],
+    counted_macs: int,
+) -> LayerFacts:
+    weight = getattr(layer, "weight", None)
+    kernel = getattr(layer, "kernel_size", None)
+    output = sum(map(_per_image, outputs))
+    lowered, macs = None, counted_macs  # of layers that the user wrote
+    if isinstance(layer, _ConvTransposeNd):  # a convolution's input gradient, played forward
+        macs = sum(map(_per_image, inputs)) * layer.weight[0].numel()
+    elif isinstance(layer, _ConvNd):
+        positions = _per_image(outputs[0]) // layer.out_channels
+        lowered = positions * layer.in_channels * math.prod(layer.kernel_size)
+        macs = _per_image(outputs[0]) * layer.weight[0].numel()
+    elif isinstance(layer, nn.Linear):
+        macs = _per_image(outputs[0]) * layer.in_features
+    sides = [i.requires_grad for i in inputs[:1]]
+    sides += [weight.requires_grad] if isinstance(weight, Tensor) else []
+    first = call == 1
+    return LayerFacts(
+        name=name if first else f"{name}#{call}",
+        type=type(layer).__name__,
+        kernel=_kernel(kernel, outputs),
+        input=sum(map(_per_image, inputs)),
+        lowered=lowered,
+        weight=weight.numel() if isinstance(weight, Tensor) else 0,
+        output=output,
+        macs=macs,
+        backward_macs=macs * sum(sides),
+        parameter_bytes=sum(p.nbytes for p in layer.parameters()) if first else 0,
+        activation_bytes=sum(t.nbytes for t in outputs) // IMAGES,
+        output_shape=tuple(outputs[0].shape[1:]) if outputs else (),
+    )
+
+
+def _kernel(size: Any, outputs: list[Tensor]) -> tuple[int, ...] | None:
+    if isinstance(size, int):  # pooling takes one number for a square
+        return (size,) * (outputs[0].dim() - 2)
+    return tuple(size) if isinstance(size, tuple | list) else None
+
+
+def _per_image(tensor: Tensor) -> int:
+    return tensor.numel() // IMAGES
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """All tensors in nested containers."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []

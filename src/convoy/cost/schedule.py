@@ -69,16 +69,22 @@ def ring_share(payload_bytes: int, world_size: int, position: int) -> int:
 
 def sent_bytes(schedule: Iterable[Operation], rank: int) -> int:
     """Payload bytes that `rank` sends in `schedule`. A broadcast's are counted at its root."""
-    sent = 0
+    return sent_by_rank(schedule, rank + 1)[rank]
+
+
+def sent_by_rank(schedule: Iterable[Operation], num_ranks: int) -> list[int]:
+    """Payload bytes that each of the first `num_ranks` ranks sends in `schedule`."""
+    sent: defaultdict[int, int] = defaultdict(int)
     reduced: defaultdict[tuple[int, ...], int] = defaultdict(int)
     for operation in schedule:
         match operation:
-            case Transfer(source=source, payload_bytes=size) if source == rank:
-                sent += size
-            case Collective(kind="all-reduce", ranks=ranks, payload_bytes=size) if rank in ranks:
+            case Transfer(source=source, payload_bytes=size):
+                sent[source] += size
+            case Collective(kind="all-reduce", ranks=ranks, payload_bytes=size):
                 reduced[ranks] += size
             case Collective(kind="broadcast", ranks=ranks, payload_bytes=size):
-                sent += size * (len(ranks) - 1) if ranks[0] == rank else 0
-    return sent + sum(
-        ring_share(size, len(ranks), ranks.index(rank)) for ranks, size in reduced.items()
-    )
+                sent[ranks[0]] += size * (len(ranks) - 1)
+    for ranks, size in reduced.items():
+        for position, rank in enumerate(ranks):
+            sent[rank] += ring_share(size, len(ranks), position)
+    return [sent[rank] for rank in range(num_ranks)]

@@ -1,0 +1,380 @@
+"""Plays a schedule on described machines: when each operation starts and ends, and why.
+
+    seconds of each Compute ─┐
+    links, latencies        ─┼─▶ simulate(schedule) ─▶ spans of operations, records of ranks
+    what a byte costs a CPU ─┘
+
+Two kinds of resources are shared, both fairly and without loss:
+
+- a *device* works on one Compute of its rank at a time, in the order in which they become
+  ready. Moving bytes takes time of a CPU as well (gloo copies and adds them in threads of
+  its own): while it does, the device is divided evenly between the two;
+- *links*: what a host sends, what it receives, and what goes between two hosts each have a
+  bandwidth. Flows that meet on one are held back alike (max-min fairness; Bertsekas &
+  Gallager 1992, section 6.5.2). A collective is one flow over all the links that it uses,
+  since its ranks move in step and the slowest link holds up all.
+
+Collectives among the same ranks run one after another, as they were issued, like those of a
+process group.
+
+    device 0  ████forward████▓▓backward▓▓▓▒▒▒▒▒▓▓▓      ░update░      ▒ shared with a
+    link 0-1                         ══bucket 1══ ══bucket 2══           collective
+
+A step's records are split into computing, waiting and communicating as those of a real run
+are (`runtime/records.py`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from convoy.cost.fabric import Fabric, Link, all_reduce_flow
+from convoy.cost.schedule import Collective, Compute, Operation, Schedule, Transfer, sent_by_rank
+
+_NOTHING_LEFT = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """When an operation ran, in seconds from the start of the step."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankTimes:
+    """One rank's step, as `steps.jsonl` has it."""
+
+    compute_s: float
+    wait_s: float
+    comm_s: float
+    wall_s: float
+    sent_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """What became of a schedule."""
+
+    step_s: float
+    spans: tuple[Span, ...]
+    """By index of operation."""
+    ranks: tuple[RankTimes, ...]
+
+
+def simulate(schedule: Schedule, seconds: Callable[[Compute], float], fabric: Fabric) -> Played:
+    """Play `schedule` once.
+
+    Args:
+        seconds: what a Compute takes on its device when nothing else uses that.
+        fabric: the hosts and links; its `hosts` says how many ranks there are.
+
+    Raises:
+        ValueError: operations wait for one another in a circle.
+    """
+    spans = _Player(schedule, seconds, fabric).play()
+    return Played(
+        step_s=max((span.end for span in spans), default=0.0),
+        spans=spans,
+        ranks=_records(schedule, spans, len(fabric.hosts)),
+    )
+
+
+class _Device:
+    """A rank's device: what it works on now, and what waits for it."""
+
+    def __init__(self) -> None:
+        self.left: dict[int, float] = {}
+        """Seconds of the device alone that each task under way still needs."""
+        self.waiting: list[int] = []
+        """Computes that are ready; a heap, so that the first in the schedule comes first."""
+        self.computing: int | None = None
+        self.since = 0.0
+        self.version = 0
+
+    def advance(self, now: float) -> None:
+        """Take what was done since the last change off the tasks."""
+        if self.left:
+            done = (now - self.since) / len(self.left)
+            for task in self.left:
+                self.left[task] -= done
+        self.since = now
+
+    def next_end(self) -> float:
+        """When the task with the least left ends if nothing changes."""
+        return self.since + max(0.0, min(self.left.values())) * len(self.left)
+
+
+@dataclass
+class _Flow:
+    """Bytes under way, as a share of a whole that is 1 at the start."""
+
+    load: Mapping[Link, float]
+    left: float = 1.0
+    rate: float = 0.0
+
+
+class _Player:
+    """The state of one simulation. Events are (time, order, kind, payload)."""
+
+    def __init__(
+        self, schedule: Schedule, seconds: Callable[[Compute], float], fabric: Fabric
+    ) -> None:
+        self._schedule, self._seconds, self._fabric = schedule, seconds, fabric
+        self._starts = [math.nan] * len(schedule)
+        self._ends = [math.nan] * len(schedule)
+        self._blockers = [len(set(op.after)) for op in schedule]
+        self._followers: list[list[int]] = [[] for _ in schedule]
+        for index, operation in enumerate(schedule):
+            for before in set(operation.after):
+                self._followers[before].append(index)
+        self._devices = [_Device() for _ in fabric.hosts]
+        self._flows: dict[int, _Flow] = {}
+        self._flows_since, self._flows_version = 0.0, 0
+        self._parts: dict[int, int] = {}
+        """Of a transfer or collective under way: its flow and its devices' parts yet to end."""
+        self._queues: dict[tuple[int, ...], deque[int]] = defaultdict(deque)
+        self._events: list[tuple[float, int, str, tuple[int, int]]] = []
+        self._order = itertools.count()
+        self._now = 0.0
+
+    def play(self) -> tuple[Span, ...]:
+        """Run to the end."""
+        for index, blockers in enumerate(self._blockers):
+            if not blockers:
+                self._ready(index)
+        while self._events:
+            self._now, _, kind, (subject, version) = heapq.heappop(self._events)
+            if kind == "device":
+                self._device_due(subject, version)
+            elif kind == "flows":
+                self._flows_due(version)
+            else:
+                self._flow_begins(subject)
+        if any(math.isnan(end) for end in self._ends):
+            stuck = next(i for i, end in enumerate(self._ends) if math.isnan(end))
+            raise ValueError(
+                f"operation {stuck} of the schedule never becomes ready: operations wait for "
+                "one another in a circle"
+            )
+        return tuple(Span(start=a, end=b) for a, b in zip(self._starts, self._ends, strict=True))
+
+    def _at(self, time: float, kind: str, subject: int, version: int = 0) -> None:
+        heapq.heappush(self._events, (time, next(self._order), kind, (subject, version)))
+
+    def _ready(self, index: int) -> None:
+        match self._schedule[index]:
+            case Compute(rank=rank):
+                device = self._devices[rank]
+                heapq.heappush(device.waiting, index)
+                self._next_compute(rank)
+            case Transfer() as transfer:
+                self._starts[index] = self._now
+                self._parts[index] = 1
+                self._at(self._now + self._delay(transfer), "flow", index)
+            case Collective(ranks=ranks):
+                queue = self._queues[ranks]
+                queue.append(index)
+                if len(queue) == 1:
+                    self._begin_collective(index)
+
+    def _finish(self, index: int) -> None:
+        self._ends[index] = self._now
+        operation = self._schedule[index]
+        if isinstance(operation, Collective):
+            queue = self._queues[operation.ranks]
+            queue.popleft()
+            if queue:
+                self._begin_collective(queue[0])
+        for follower in self._followers[index]:
+            self._blockers[follower] -= 1
+            if not self._blockers[follower]:
+                self._ready(follower)
+
+    # Devices
+
+    def _next_compute(self, rank: int) -> None:
+        device = self._devices[rank]
+        if device.computing is None and device.waiting:
+            index = heapq.heappop(device.waiting)
+            operation = self._schedule[index]
+            assert isinstance(operation, Compute)
+            device.computing = index
+            self._starts[index] = self._now
+            self._work(rank, index, self._seconds(operation))
+
+    def _work(self, rank: int, task: int, seconds: float) -> None:
+        device = self._devices[rank]
+        device.advance(self._now)
+        device.left[task] = seconds
+        self._schedule_device(rank)
+
+    def _schedule_device(self, rank: int) -> None:
+        device = self._devices[rank]
+        device.version += 1
+        if device.left:
+            self._at(device.next_end(), "device", rank, device.version)
+
+    def _device_due(self, rank: int, version: int) -> None:
+        device = self._devices[rank]
+        if version != device.version:
+            return  # something changed since this was foreseen
+        device.advance(self._now)
+        least = min(device.left.values())
+        ended = [t for t, left in device.left.items() if left <= max(least, _NOTHING_LEFT)]
+        for task in ended:
+            del device.left[task]
+        if device.computing in ended:
+            device.computing = None
+        for task in ended:
+            if isinstance(self._schedule[task], Compute):
+                self._finish(task)
+            else:
+                self._part_done(task)
+        self._next_compute(rank)
+        self._schedule_device(rank)
+
+    # Links
+
+    def _begin_collective(self, index: int) -> None:
+        operation = self._schedule[index]
+        assert isinstance(operation, Collective)
+        self._starts[index] = self._now
+        costs = self._fabric.cpu_s_per_byte
+        busy = {r: costs[r] * operation.payload_bytes for r in operation.ranks} if costs else {}
+        busy = {rank: seconds for rank, seconds in busy.items() if seconds > 0}
+        self._parts[index] = 1 + len(busy)
+        self._at(self._now + self._delay(operation), "flow", index)
+        for rank, seconds in busy.items():
+            self._work(rank, index, seconds)
+
+    def _delay(self, operation: Operation) -> float:
+        fabric = self._fabric
+        match operation:
+            case Transfer(source=source, destination=destination):
+                return fabric.latency(fabric.hosts[source], fabric.hosts[destination])
+            case Collective(kind="all-reduce", ranks=ranks, payload_bytes=size):
+                return fabric.floor_s + all_reduce_flow(fabric, ranks, size)[1]
+            case Collective(ranks=ranks):
+                root, *others = (fabric.hosts[rank] for rank in ranks)
+                return fabric.floor_s + max((fabric.latency(root, o) for o in others), default=0.0)
+            case _:
+                return 0.0
+
+    def _load(self, operation: Operation) -> dict[Link, float]:
+        fabric = self._fabric
+        load: defaultdict[Link, float] = defaultdict(float)
+        match operation:
+            case Transfer(source=source, destination=destination, payload_bytes=size):
+                for link in fabric.path(fabric.hosts[source], fabric.hosts[destination]):
+                    load[link] += size
+            case Collective(kind="all-reduce", ranks=ranks, payload_bytes=size):
+                return all_reduce_flow(fabric, ranks, size)[0]
+            case Collective(ranks=ranks, payload_bytes=size):
+                root, *others = (fabric.hosts[rank] for rank in ranks)
+                for other in others:
+                    for link in fabric.path(root, other):
+                        load[link] += size
+        return load
+
+    def _flow_begins(self, index: int) -> None:
+        load = {
+            link: size
+            for link, size in self._load(self._schedule[index]).items()
+            if size > 0 and math.isfinite(self._fabric.capacity(link))
+        }
+        if not load:
+            self._part_done(index)
+            return
+        self._advance_flows()
+        self._flows[index] = _Flow(load)
+        self._schedule_flows()
+
+    def _advance_flows(self) -> None:
+        for flow in self._flows.values():
+            flow.left -= flow.rate * (self._now - self._flows_since)
+        self._flows_since = self._now
+
+    def _schedule_flows(self) -> None:
+        self._flows_version += 1
+        if self._flows:
+            self._share_links()
+            first = min(max(0.0, f.left) / f.rate for f in self._flows.values())
+            self._at(self._now + first, "flows", 0, self._flows_version)
+
+    def _share_links(self) -> None:
+        """Max-min fairness: all flows rise together, by the bytes on the link where each puts
+        most; the first link to be full fixes those that use it."""
+        rising = {index: 1 / max(flow.load.values()) for index, flow in self._flows.items()}
+        users: defaultdict[Link, set[int]] = defaultdict(set)
+        for index in rising:
+            for link in self._flows[index].load:
+                users[link].add(index)
+        free = {link: self._fabric.capacity(link) for link in users}
+        while rising:
+            levels = {
+                link: free[link] / sum(rising[i] * self._flows[i].load[link] for i in who)
+                for link, who in users.items()
+                if who
+            }
+            fullest = min(levels, key=levels.__getitem__)
+            for index in list(users[fullest]):
+                flow = self._flows[index]
+                flow.rate = levels[fullest] * rising.pop(index)
+                for link, size in flow.load.items():
+                    users[link].discard(index)
+                    free[link] = max(0.0, free[link] - flow.rate * size)
+
+    def _flows_due(self, version: int) -> None:
+        if version != self._flows_version:
+            return
+        self._advance_flows()
+        least = min(flow.left for flow in self._flows.values())
+        ended = [i for i, f in self._flows.items() if f.left <= max(least, _NOTHING_LEFT)]
+        for index in ended:
+            del self._flows[index]
+        self._schedule_flows()
+        for index in ended:
+            self._part_done(index)
+
+    def _part_done(self, index: int) -> None:
+        self._parts[index] -= 1
+        if not self._parts[index]:
+            self._finish(index)
+
+
+def _records(schedule: Schedule, spans: tuple[Span, ...], num_ranks: int) -> tuple[RankTimes, ...]:
+    """Split each rank's step as a real run does: blocked from its last collective's issue on."""
+    step_s = max((span.end for span in spans), default=0.0)
+    last: dict[int, int] = {}
+    for index, operation in enumerate(schedule):
+        if isinstance(operation, Collective):
+            last |= dict.fromkeys(operation.ranks, index)
+    blocked = [0.0] * num_ranks
+    for index in set(last.values()):
+        issued: dict[int, float] = {}
+        for before in schedule[index].after:
+            rank = getattr(schedule[before], "rank", None)
+            if rank is not None:
+                issued[rank] = max(issued.get(rank, 0.0), spans[before].end)
+        for rank, its_last in last.items():
+            if its_last == index:
+                blocked[rank] = spans[index].end - issued.get(rank, spans[index].start)
+    comm_s = min(blocked, default=0.0)
+    sent = sent_by_rank(schedule, num_ranks)
+    return tuple(
+        RankTimes(
+            compute_s=step_s - blocked[rank],
+            wait_s=blocked[rank] - comm_s,
+            comm_s=comm_s,
+            wall_s=step_s,
+            sent_bytes=sent[rank],
+        )
+        for rank in range(num_ranks)
+    )
