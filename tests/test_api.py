@@ -195,13 +195,16 @@ def test_resuming_what_is_no_run(tmp_path: Path) -> None:
         resolve_settings({"resume": tmp_path}, config=None)
 
 
-def by_hand(model: nn.Module, data: str = DATA) -> tuple[float, float, list[list[int]]]:
+def by_hand(
+    model: nn.Module, data: str = DATA, precision: str = "fp32"
+) -> tuple[float, float, list[list[int]]]:
     """Accuracy, loss and confusion over all test images at once, by the definitions."""
     test = open_dataset(data).test
     images, labels = test.batch(torch.arange(len(test)))
     model.eval()
-    with torch.no_grad():
-        logits = model(images.to(next(model.parameters()).dtype)).tolist()
+    dtype = next(model.parameters()).dtype
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(images.to(dtype)).double().tolist()
     loss, confusion = 0.0, [[0] * CLASSES for _ in range(CLASSES)]
     for row, label in zip(logits, labels.tolist(), strict=True):
         loss += math.log(sum(map(math.exp, row))) - row[label]
@@ -221,7 +224,7 @@ def test_a_saved_run_is_judged(make_run: MakeRun, precision: str) -> None:
     run = make_run(precision=precision)
     found = convoy.evaluate(run.path)
     dtype = torch.float64 if precision == "fp64" else torch.float32
-    accuracy, loss, confusion = by_hand(loaded(run, dtype))
+    accuracy, loss, confusion = by_hand(loaded(run, dtype), precision=precision)
     assert (found.run, found.network, found.dataset) == (str(run.path), NETWORK, DATA)
     assert (found.samples, found.accuracy, found.confusion) == (16, accuracy, confusion)
     assert found.loss == pytest.approx(loss, rel=1e-12 if precision == "fp64" else 1e-5)

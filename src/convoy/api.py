@@ -34,7 +34,7 @@ from convoy.runtime.run import run_with_crew
 from convoy.runtime.run_folder import RunFolder, open_run_folder, read_settings
 from convoy.runtime.settings import TrainSettings, read_config, settings_from
 from convoy.runtime.state import Tensors
-from convoy.runtime.training import DTYPES
+from convoy.runtime.training import DTYPES, autocast
 from convoy.strategies import make_strategy
 
 FIXED_ON_RESUME = ("network", "data", "seed", "batch_size", "optimizer", "precision")
@@ -203,7 +203,14 @@ def evaluate(
     except RuntimeError as error:
         raise UsageError(f"{folder.model} does not fit the network: {error}") from None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sums = judge(model.to(device), data, range(len(data.test)), device=device, dtype=dtype)
+    sums = judge(
+        model.to(device),
+        data,
+        range(len(data.test)),
+        device=device,
+        dtype=dtype,
+        autocast=lambda: autocast(settings.precision, device),
+    )
     return Evaluation(
         run=str(folder.path),
         network=settings.network,

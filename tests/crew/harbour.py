@@ -85,6 +85,10 @@ class Watch:
         if self.deed == "interrupt":
             os.kill(os.getpid(), signal.SIGINT)
             return
+        if self.deed == "kill and interrupt":
+            self.hit(self.shares, signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGINT)
+            return
         if self.deed == "kill all":
             self.hit_all()
             return

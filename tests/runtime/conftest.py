@@ -13,6 +13,7 @@ import pytest
 from convoy.cost.layers import NetworkFacts
 from convoy.runtime.formation import Formation
 from convoy.runtime.records import Record
+from convoy.runtime.sampler import GlobalOrder
 from convoy.strategies import Plan, Problem, Worker
 
 MakeFormation = Callable[..., Formation]
@@ -20,11 +21,22 @@ MakeRecord = Callable[..., Record]
 MountDisk = Callable[..., Path]
 
 
+ORDER = GlobalOrder(num_samples=10, batch_size=4, seed=0)
+"""Steps of 4, 4 and 2 samples."""
+
+
 @pytest.fixture
-def formation() -> MakeFormation:
+def shares_of() -> dict[int, Sequence[int]]:
+    """The shares of the crews that a test has made, by generation."""
+    return {}
+
+
+@pytest.fixture
+def formation(shares_of: dict[int, Sequence[int]]) -> MakeFormation:
     """A function that makes a crew's formation: one machine, m0, m1, ..., per share."""
 
     def make(shares: Sequence[int], *, generation: int = 1, first_step: int = 0) -> Formation:
+        shares_of[generation] = shares
         machines = tuple(f"m{rank}" for rank in range(len(shares)))
         workers = tuple(
             Worker(index=index, machine=machine, device="cpu")
@@ -48,17 +60,18 @@ def formation() -> MakeFormation:
 
 
 @pytest.fixture
-def record() -> MakeRecord:
-    """A function that makes what one rank reports of one step."""
+def record(shares_of: dict[int, Sequence[int]]) -> MakeRecord:
+    """A function that makes what one rank reports of one step, of the samples that are its."""
 
     def make(step: int, rank: int, *, generation: int = 1, **changes: Any) -> Record:
+        part = ORDER.slice(step, shares_of.get(generation, [1] * 9), rank)
         return {
             "step": step,
             "rank": rank,
             "machine": f"m{rank}",
             "generation": generation,
-            "first": 0,
-            "samples": 1,
+            "first": part.first,
+            "samples": len(part.indices),
             "wall_s": 1.0,
             "compute_s": 0.75,
             "blocked_s": 0.25,

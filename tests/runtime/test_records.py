@@ -94,6 +94,15 @@ def test_what_a_line_holds(
     }
 
 
+def test_what_a_rank_says_it_did_is_what_is_written(
+    logbook: Logbook, formation: MakeFormation, record: MakeRecord
+) -> None:
+    """So that samples that are done twice, or not at all, can be seen."""
+    logbook.begin(formation([3, 1]))
+    (step,) = logbook.take([record(0, 0), record(0, 1, first=0, samples=2)])
+    assert [(row["first"], row["samples"]) for row in step.ranks] == [(0, 3), (0, 2)]
+
+
 def test_a_lost_rank_has_samples_but_no_times(
     logbook: Logbook, formation: MakeFormation, record: MakeRecord, path: Path
 ) -> None:

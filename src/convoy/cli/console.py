@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
+
+from convoy.runtime.json_lines import finite
 
 
 def console(*, as_json: bool) -> Console:
@@ -26,18 +26,7 @@ def stdout_for(*, as_json: bool) -> AbstractContextManager[Any]:
 
 def print_json(document: Any) -> None:
     """Print exactly one JSON document on stdout."""
-    sys.stdout.write(json.dumps(_finite(document), indent=2, default=str) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """`value` with null for what JSON has no number for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    sys.stdout.write(json.dumps(finite(document), indent=2, default=str) + "\n")
 
 
 def complain(error: Exception) -> None:

@@ -20,7 +20,7 @@ from rich.table import Table
 from convoy.cli.console import plain
 from convoy.runtime.observer import Level
 from convoy.runtime.records import StepSummary
-from convoy.runtime.results import SLOW_RATIO, RunResult
+from convoy.runtime.results import RunResult
 
 
 class Watcher:
@@ -126,12 +126,6 @@ def show_result(console: Console, result: RunResult) -> None:
     if result.reformations:
         times = "once" if result.reformations == 1 else f"{result.reformations} times"
         console.print(f"ranks were lost and the others formed anew {times}")
-    if result.slowest and result.slowest["ratio"] > SLOW_RATIO:
-        console.print(
-            f"[yellow]rank {result.slowest['rank']} on {plain(result.slowest['machine'])} computes "
-            f"{result.slowest['ratio']:.2f} times as long as the others: its share is too large "
-            "for its speed. Give --shares[/]"
-        )
     console.print(f"picture: {plain(str(result.folder / 'run.png'))}")
 
 

@@ -18,17 +18,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from convoy.cost.layers import NetworkFacts
 from convoy.errors import CrewError
-from convoy.runtime import state
+from convoy.runtime import ray_session, state
 from convoy.runtime.checkpoint import Checkpoint, parts_for
 from convoy.runtime.formation import Formation, Job, Outcome, Part
 from convoy.runtime.interrupt import Interrupt
 from convoy.runtime.journal import Journal
 from convoy.runtime.member import describe
 from convoy.runtime.member_handle import (
+    GONE,
     MemberHandle,
     await_ready,
     backend_for,
@@ -42,7 +43,7 @@ from convoy.strategies import Plan, Problem
 
 POLL_S = 0.2
 FIRST_POLL_S = 0.05  # until a crew's first step is done
-RESTARTS_PER_PLACE = 5
+RESTARTS_PER_PLACE = 5  # in a row, without a step done in between
 FRUITLESS_FORMATIONS = 5  # crews in a row that may be lost before any step is done
 
 
@@ -112,8 +113,8 @@ class Crew:
                     return tensors
                 advanced = step
                 step, source, checkpoint = self._regroup()
-                if interrupted:
-                    return None
+                if interrupted and checkpoint is not None and checkpoint.step == step:
+                    return None  # else once more: a loss came between, and work is in memory only
                 fruitless = 0 if step > advanced else fruitless + 1
                 if fruitless >= FRUITLESS_FORMATIONS:
                     raise CrewError(
@@ -151,7 +152,7 @@ class Crew:
         try:
             ray.get([s.actor.muster.remote(step) for s in self._members])
             port: int | None = ray.get(leader.actor.open_store.remote())
-        except RayActorError:
+        except GONE:
             port = None  # they cannot meet; who died will be noticed by `_watch`
         for rank, member in enumerate(self._members):
             member.outcome = None
@@ -173,6 +174,11 @@ class Crew:
         stopping = False
         deadline: float | None = None
         while waiting := [s for s in self._members if s.outcome is None]:
+            if ray_session.is_lost():
+                raise CrewError(
+                    "Ray's own process on this machine (raylet) died, and every rank with it. "
+                    f"{self._how_to_go_on()}"
+                )
             patience = POLL_S if self.journal.first_step_done_s else FIRST_POLL_S
             done, _ = ray.wait([s.call for s in waiting], num_returns=1, timeout=patience)
             for member in [s for s in waiting if s.call in done]:
@@ -200,7 +206,7 @@ class Crew:
             self._drain()  # what was good until then is kept
             where = f"rank {self._members.index(member)} on {member.place.machine}"
             raise foreign_error(error, where) from None
-        except RayActorError:
+        except GONE:
             member.outcome = Outcome(kind="peer lost", step=None, detail="died")
             member.pid = None
 
@@ -226,7 +232,7 @@ class Crew:
         for member in self._members:
             try:
                 tensors: state.Tensors = ray.get(member.actor.final_state.remote())
-            except RayActorError:
+            except GONE:
                 member.pid = None
             else:
                 return tensors
@@ -255,11 +261,11 @@ class Crew:
             self._report(dead, step)
         if not self._members and not self._joining:
             raise CrewError(
-                f"every rank is lost; the last step done is {self.journal.last_step}. Go on "
-                f"from the newest checkpoint with --resume {self.journal.folder.path}"
+                f"every rank is lost; the last step done is {self.journal.last_step}. "
+                f"{self._how_to_go_on()}"
             )
         if not self._members:  # those that were on their way go on from the checkpoint
-            await_ready(self._joining)
+            self._await_joining()
         for member in dead:
             self._replace(member)
         ready = [s for s in self._joining if s.pid is not None]
@@ -275,6 +281,21 @@ class Crew:
         self._members = crew
         return step, source, saved
 
+    def _how_to_go_on(self) -> str:
+        if self.journal.last_checkpoint is None:
+            return "There is no checkpoint yet: start the run again"
+        return f"Go on from the newest checkpoint with --resume {self.journal.folder.path}"
+
+    def _await_joining(self) -> None:
+        """Wait for those who join; of those that cannot, only the last is an error."""
+        for member in list(self._joining):
+            try:
+                await_ready([member])
+            except CrewError:
+                if len(self._joining) == 1:
+                    raise
+                self._joining.remove(member)
+
     def _report(self, dead: Sequence[MemberHandle], step: int) -> None:
         assert self.formation is not None
         recovery = self.recoveries[-1]
@@ -283,8 +304,8 @@ class Crew:
             rank = next(i for i, w in enumerate(old) if w.index == member.place.index)
             recovery.lost.append(member.place.machine)
             self.observer.say(
-                f"rank {rank} on {member.place.machine} died in step {step}; "
-                f"{len(self._members)} of {len(old)} go on from there",
+                f"rank {rank} on {member.place.machine} died in step {max(recovery.step, step)}; "
+                f"{len(self._members)} of {len(old)} go on from step {step}",
                 "warning",
             )
         if not dead:
@@ -319,12 +340,13 @@ class Crew:
                 continue
             try:
                 member.pid = ray.get(member.call)
-            except (RayActorError, RayTaskError) as error:
+            except (*GONE, RayTaskError) as error:
                 self._joining.remove(member)
                 self.observer.say(
                     f"{member.place.machine} could not be started again: {describe(error)}",
                     "warning",
                 )
+                self._replace(member)
         if not any(s.pid is not None for s in self._joining):
             return False
         return self._stop_all("regroup")
@@ -335,7 +357,7 @@ class Crew:
             begun = ray.get([s.actor.hold.remote() for s in self._members], timeout=10)
             boundary = max(begun) + 1
             ray.get([s.actor.release.remote(boundary, reason) for s in self._members], timeout=10)
-        except (RayActorError, GetTimeoutError):
+        except (*GONE, GetTimeoutError):
             for member in self._members:
                 member.actor.release.remote(0, "lost")
             return False
@@ -343,18 +365,23 @@ class Crew:
 
     def _drain(self) -> None:
         """Take what living ranks have reported."""
-        polls = [s.actor.poll.remote() for s in self._members]
+        polls = [s.actor.poll.remote(s.received) for s in self._members]
         events = []
-        for poll in polls:
+        for member, poll in zip(self._members, polls, strict=True):
             try:
-                events += ray.get(poll, timeout=10)
-            except (RayActorError, GetTimeoutError):
-                continue
+                arrived = ray.get(poll, timeout=10)
+            except (*GONE, GetTimeoutError):
+                continue  # asked for again next time, if it lives
+            member.received += len(arrived)
+            events += arrived
         self.journal.take(events)
 
     def _note_progress(self) -> None:
         """Close the account of a recovery once the next crew has done a step."""
         done = self.journal.first_step_done_s
+        if done is not None:  # whoever takes part has come back for good
+            for member in self._members:
+                self._restarts.pop(member.place.index, None)
         recovery = self.recoveries[-1] if self.recoveries else None
         if recovery is None or recovery.seconds is not None or done is None:
             return

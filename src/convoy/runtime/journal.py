@@ -16,7 +16,7 @@ from convoy.errors import ConvoyError
 from convoy.runtime.checkpoint import Checkpoint, write_checkpoint
 from convoy.runtime.events import Event
 from convoy.runtime.formation import Formation, Part
-from convoy.runtime.json_lines import drop_unfinished
+from convoy.runtime.json_lines import drop_unfinished, finite
 from convoy.runtime.observer import Observer
 from convoy.runtime.records import Logbook, StepSummary
 from convoy.runtime.run_folder import RunFolder
@@ -129,7 +129,7 @@ class Journal:
         try:
             drop_unfinished(self.folder.evaluations)
             with self.folder.evaluations.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(finite(row)) + "\n")
         except OSError as error:
             raise ConvoyError(
                 f"cannot write {self.folder.evaluations}: {error.strerror}. Make room, then go "

@@ -6,7 +6,9 @@ A line counts once its newline is there, since that is the last byte of it to be
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}, line {number}: not a JSON record")
         records.append(record)
     return records
+
+
+def finite(value: Any) -> Any:
+    """`value` with null for what JSON has no number for: NaN and infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
 
 
 def drop_unfinished(path: Path) -> None:

@@ -44,6 +44,7 @@ class Member:
         self._berth = berth
         self._gate = Gate()
         self._events: list[Event] = []
+        self._let_go = 0
         self._lock = threading.Lock()
         self._store: dist.TCPStore | None = None
         self._trainee: Trainee | None = None
@@ -86,11 +87,15 @@ class Member:
                 return self._trainee.lost(lost)
         return self._trainee.train(formation, self._gate, EventSink(self._emit), store)
 
-    def poll(self) -> list[Event]:
-        """What was reported since the last call."""
+    def poll(self, received: int) -> list[Event]:
+        """What was reported after the first `received` events, which are let go of.
+
+        An answer that gets lost is given again: nothing is gone until it has arrived.
+        """
         with self._lock:
-            events, self._events = self._events, []
-        return events
+            del self._events[: received - self._let_go]
+            self._let_go = received
+            return list(self._events)
 
     def hold(self) -> int:
         """Begin no further step; returns the last one begun."""

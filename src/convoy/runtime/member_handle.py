@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from convoy.errors import ConvoyError, CrewError
@@ -16,6 +16,8 @@ from convoy.runtime.member import MAX_CONCURRENCY, Berth, Member, describe
 from convoy.runtime.placement import Place
 
 START_TIMEOUT_S = 120.0
+GONE = (RayActorError, ObjectLostError)
+"""What Ray raises for an answer that died with its process or its machine."""
 
 
 @dataclass
@@ -28,6 +30,8 @@ class MemberHandle:
     """Reference to what it was last asked to do: to prepare, or to train."""
     pid: int | None = None
     outcome: Outcome | None = None
+    received: int = 0
+    """How many of its events have arrived here."""
 
 
 def hire(place: Place, num_threads: int, job_reference: Any) -> MemberHandle:
@@ -60,7 +64,7 @@ def await_ready(members: Sequence[MemberHandle]) -> None:
             ) from None
         except RayTaskError as error:
             raise foreign_error(error, where) from None
-        except RayActorError as error:
+        except GONE as error:
             raise CrewError(f"{where} died while it started: {error}") from None
 
 

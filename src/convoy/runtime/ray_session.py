@@ -19,6 +19,9 @@ OBJECT_STORE_BYTES = 512 * 1024**2
 RANK_IMPORTS = ["convoy.runtime.rank_imports"]
 """What processes of a Ray of our own import while Ray itself still starts."""
 
+_raylets: list[psutil.Process] = []
+"""The one that was started here, if one was."""
+
 
 @contextmanager
 def session() -> Iterator[None]:
@@ -28,6 +31,7 @@ def session() -> Iterator[None]:
     try:
         yield
     finally:
+        _raylets.clear()
         if mine and ray.is_initialized():
             ray.shutdown()
         if mine and token is None:  # a Ray of our own leaves it behind, and it binds later ones
@@ -48,6 +52,13 @@ def start_local(num_ranks: int, *, verbose: bool) -> None:
         object_store_memory=max(80 * 1024**2, min(OBJECT_STORE_BYTES, int(free * 0.8))),
         _system_config={"preload_python_modules": RANK_IMPORTS},
     )
+    children = psutil.Process().children(recursive=True)
+    _raylets.extend(child for child in children if child.name() == "raylet")
+
+
+def is_lost() -> bool:
+    """Whether the Ray that was started here has died: its ranks die with it."""
+    return any(not r.is_running() or r.status() == psutil.STATUS_ZOMBIE for r in _raylets)
 
 
 def join(address: str, *, verbose: bool) -> None:

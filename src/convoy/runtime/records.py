@@ -129,6 +129,8 @@ class Logbook:
                 row |= dict.fromkeys(nothing)
             else:
                 row |= {
+                    "first": got["first"],
+                    "samples": got["samples"],
                     "compute_s": got["compute_s"],
                     "wait_s": got["blocked_s"] - comm_s,
                     "comm_s": comm_s,

@@ -316,4 +316,11 @@ def conclude(
         observer.say(untraceable, "warning")
     folder.write_model(tensors, meta)
     folder.write_json("result.json", result.to_dict())
+    if result.slowest and result.slowest["ratio"] > results.SLOW_RATIO:
+        observer.say(
+            f"rank {result.slowest['rank']} on {result.slowest['machine']} computes "
+            f"{result.slowest['ratio']:.2f} times as long as the others: its share is too large "
+            "for its speed. Give it less with --shares",
+            "warning",
+        )
     return result

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save
 
 from convoy.errors import ConvoyError, UsageError
+from convoy.runtime.json_lines import finite
 from convoy.runtime.settings import TrainSettings, settings_from, to_values
 from convoy.runtime.state import Tensors
 from convoy.version import __version__
@@ -47,7 +48,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one JSON file, whole or not at all."""
-        write_text(self.path / name, json.dumps(value, indent=2, default=str) + "\n")
+        write_text(self.path / name, json.dumps(finite(value), indent=2, default=str) + "\n")
 
     def steps_concluded(self) -> int:
         """The length of the run that `result.json` tells of; 0 where there is none."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -153,7 +152,11 @@ def _lead(
         outcome = trainee.train(formation, Gate(), EventSink(courier.emit), store)
         courier.flush()
         _require_finished(outcome, journal, preparation.folder)
-        journal.take(inbox.fetch_rest(preparation.settings.timeout_s))
+        try:
+            journal.take(inbox.fetch_rest(preparation.settings.timeout_s))
+        except dist.DistError:
+            observer.say("a rank died after the last step; its last records are lost", "warning")
+            journal.settle(formation.generation, preparation.num_steps)
         return conclude(preparation, journal, formation, trainee.final_state(), (), observer)
     finally:
         journal.close()
@@ -197,7 +200,8 @@ def _taken_up_again(job: Job, lasting: dist.Store) -> Job:
     path = Path(lasting.get("folder").decode())
     if newest_checkpoint(RunFolder(path).checkpoints)[0] is not None:
         return replace(job, settings=replace(job.settings, out=None, resume=path))
-    shutil.rmtree(path)  # nothing in it to go on from: the run begins again
+    # Nothing in it to go on from: the run begins again, beside what there was.
+    path.rename(path.with_name(f"{path.name}.before-{os.environ['TORCHELASTIC_RESTART_COUNT']}"))
     return replace(job, settings=replace(job.settings, out=path))
 
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+import numpy
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -60,11 +62,25 @@ def open_data(job: Job) -> DataSet:
     return open_dataset(job.dataset, data_dir=job.settings.data_dir, seed=job.settings.seed)
 
 
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Within it the network computes as --precision says."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
 def num_steps(settings: TrainSettings, order: GlobalOrder) -> int:
     """How many steps the run has in all."""
     if settings.steps is not None:
         return settings.steps
     return (settings.epochs or 10) * order.steps_per_epoch
+
+
+def _seed_all(seed: int) -> None:
+    """Seed what a user's data set may draw from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
 
 
 class Trainee:
@@ -226,6 +242,7 @@ class Trainee:
             clock.start(part.first)
             samples = len(part.indices)
             comm.step_samples = samples
+            _seed_all(derive_seed(settings.seed, 4, step, formation.rank))  # users' transforms
             inputs, targets = self._fetch(part.indices if samples else torch.tensor([0]))
             if settings.augment == "flip-crop" and samples:
                 generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2, step))
@@ -261,9 +278,7 @@ class Trainee:
         )
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.job.settings.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
+        return autocast(self.job.settings.precision, self.device)
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         with self._autocast():
