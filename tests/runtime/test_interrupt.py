@@ -37,10 +37,15 @@ def test_one_of_each_kind_are_two() -> None:
 
 
 def test_afterwards_signals_act_as_they_did() -> None:
-    with pytest.raises(ZeroDivisionError), Interrupt():
-        raise ZeroDivisionError
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+    # What runs in the background of a shell begins with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(ZeroDivisionError), Interrupt():
+            raise ZeroDivisionError
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_handlers_of_others_come_back() -> None:
