@@ -14,16 +14,18 @@ from convoy.errors import ConvoyError
 from convoy.version import __version__
 
 if TYPE_CHECKING:
-    from convoy.api import Evaluation, doctor, evaluate, train
+    from convoy.api import Evaluation, LayerTable, doctor, evaluate, layers, train
     from convoy.runtime.results import RunResult
 
 __all__ = [
     "ConvoyError",
     "Evaluation",
+    "LayerTable",
     "RunResult",
     "__version__",
     "doctor",
     "evaluate",
+    "layers",
     "train",
 ]
 

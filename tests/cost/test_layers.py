@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from convoy import networks
-from convoy.cost.layers import NetworkFacts, facts_of
+from convoy.cost.layers import NetworkFacts, facts_of, layers_of, totals_of
+from convoy.errors import UsageError
 
 
 def test_a_convolution_and_its_normalisation() -> None:
@@ -64,3 +69,131 @@ def test_nothing_is_allocated() -> None:
     with torch.device("meta"):
         network = networks.build("vgg16", input_shape=(3, 224, 224), num_classes=1000)
     assert facts_of(network) == NetworkFacts(num_parameters=138_357_544, num_buffers=0)
+
+
+GOOGLENET = """7x7 150528 1843968 9408 802816; 3x3 200704 1806336 110592 602112
+3x3 75264 677376 110592 100352; 5x5 12544 313600 12800 25088; 3x3 100352 903168 221184 150528
+5x5 25088 627200 76800 75264; 3x3 18816 169344 179712 40768; 5x5 3136 78400 19200 9408
+3x3 21952 197568 225792 43904; 5x5 4704 117600 38400 12544; 3x3 25088 225792 294912 50176
+5x5 4704 117600 38400 12544; 3x3 28224 254016 373248 56448; 5x5 6272 156800 51200 12544
+3x3 31360 282240 460800 62720; 5x5 6272 156800 102400 25088; 3x3 7840 70560 460800 15680
+5x5 1568 39200 102400 6272; 3x3 9408 84672 663552 18816; 5x5 2352 58800 153600 6272"""
+"""Kernel, input, lowered, weight, output of its convolutions above 1x1 (Sakiyama et al.)."""
+
+
+def on_meta(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    with torch.device("meta"):
+        return networks.build(name, input_shape=shape, num_classes=num_classes)
+
+
+def test_googlenet_as_published() -> None:
+    found = [
+        f"{'x'.join(map(str, layer.kernel))} {layer.input} {layer.lowered} {layer.weight} "
+        f"{layer.output}"
+        for layer in layers_of(on_meta("googlenet", (3, 224, 224), 1000), (3, 224, 224))
+        if layer.lowered and layer.kernel and layer.kernel[0] > 1
+    ]
+    assert found == GOOGLENET.replace("\n", "; ").split("; ")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("lenet5", (1, 32, 32)),
+        ("cifar10-full", (3, 32, 32)),
+        ("expression", (1, 48, 48)),
+        ("alexnet", (3, 224, 224)),
+        ("googlenet", (3, 224, 224)),
+        ("vgg16", (3, 224, 224)),
+        ("resnet18", (3, 32, 32)),
+        ("resnet50", (3, 64, 64)),
+    ],
+)
+def test_work_as_torch_counts_it(name: str, shape: tuple[int, int, int]) -> None:
+    """torch's FlopCounterMode, over a forward and a backward pass of the whole network."""
+    network = on_meta(name, shape, 10)
+    with FlopCounterMode(display=False) as counter:
+        logits = network(torch.zeros(2, *shape, device="meta"))
+        forward = counter.get_total_flops()
+        logits.sum().backward()
+    totals = totals_of(layers_of(network, shape))
+    assert 2 * 2 * totals["macs"] == forward
+    assert 2 * 2 * totals["backward_macs"] == counter.get_total_flops() - forward
+    assert totals["parameter_bytes"] == 4 * facts_of(network).num_parameters
+
+
+def test_a_convolution_in_full() -> None:
+    network = nn.Conv2d(4, 6, (3, 5), stride=2, padding=1, groups=2, dtype=torch.float64)
+    (layer,) = layers_of(nn.Sequential(network), (4, 9, 11))
+    assert (layer.name, layer.type, layer.kernel) == ("0", "Conv2d", (3, 5))
+    assert layer.output_shape == (6, 5, 5)
+    assert (layer.input, layer.output, layer.weight) == (4 * 99, 6 * 25, 6 * 2 * 15)
+    assert layer.lowered == 25 * 4 * 15
+    assert layer.macs == 6 * 25 * 2 * 15
+    assert layer.backward_macs == layer.macs  # nobody needs the gradient of the image
+    assert layer.parameter_bytes == 8 * (6 * 2 * 15 + 6)
+    assert layer.activation_bytes == 8 * 6 * 25
+
+
+def test_a_transposed_convolution_does_the_work_of_the_one_it_undoes() -> None:
+    network = nn.Sequential(nn.ConvTranspose2d(6, 4, 3, stride=2, groups=2))
+    (layer,) = layers_of(network, (6, 5, 5))
+    assert layer.output_shape == (4, 11, 11)
+    assert (layer.macs, layer.lowered) == (6 * 25 * 2 * 9, None)
+
+
+class Branches(nn.Module):
+    """A skip, one layer called twice, and one never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(8, 3)
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+        self.unused = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.conv(x)) + x
+        x = self.act(self.conv(x))
+        return self.last(x.flatten(1))
+
+
+def test_layers_in_the_order_of_execution() -> None:
+    found = layers_of(Branches(), (2, 2, 2))
+    assert [layer.name for layer in found] == ["conv", "act", "conv#2", "act#2", "last"]
+    assert [layer.parameter_bytes for layer in found] == [4 * 38, 0, 0, 0, 4 * 27]
+    assert [layer.backward_macs // layer.macs for layer in found if layer.macs] == [1, 2, 2]
+
+
+class Curious(nn.Module):
+    """Looks into its tensors, so it cannot run without content."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum().item() > 1:
+            x = x - 1
+        return self.layer(x.flatten(1))
+
+
+def test_a_network_that_looks_into_its_tensors() -> None:
+    (layer,) = layers_of(Curious(), (1, 2, 2))
+    assert (layer.macs, layer.output_shape) == (8, (2,))
+
+
+def test_the_network_is_as_before() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.5)).eval()
+    before = copy.deepcopy(network.state_dict())
+    state = torch.random.get_rng_state()
+    layers_of(network, (1, 5, 5))
+    assert not network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not network[0]._forward_hooks
+
+
+def test_images_that_do_not_fit() -> None:
+    with pytest.raises(UsageError, match="images of 3x8x8 do not go through this network"):
+        layers_of(nn.Conv2d(1, 2, 3), (3, 8, 8))

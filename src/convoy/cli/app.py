@@ -8,6 +8,7 @@ import typer
 
 from convoy.cli.doctor import doctor
 from convoy.cli.evaluate import evaluate
+from convoy.cli.layers import layers
 from convoy.cli.train import train
 from convoy.version import __version__
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(evaluate)
 app.command()(doctor)
+app.command()(layers)
 
 
 def _version(asked: bool) -> None:

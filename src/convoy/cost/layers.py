@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,12 @@ def layers_of(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerFa
         raise _does_not_fit(input_shape, error) from error
 
 
+def totals_of(layers: Iterable[LayerFacts]) -> dict[str, int]:
+    """Sums over `layers`, for one image."""
+    keys = ("weight", "macs", "backward_macs", "parameter_bytes", "activation_bytes")
+    return {key: sum(getattr(layer, key) for layer in layers) for key in keys}
+
+
 def _does_not_fit(input_shape: tuple[int, ...], error: Exception) -> UsageError:
     shape = "x".join(map(str, input_shape))
     return UsageError(f"images of {shape} do not go through this network: {error}")
@@ -111,7 +118,7 @@ def _traced(
     network: nn.Module, input_shape: tuple[int, ...], device: str
 ) -> tuple[LayerFacts, ...]:
     """Run `network` forward on `device` and note what each leaf does. `network` is spent."""
-    names = {leaf: name for name, leaf in network.named_modules() if not _has_children(leaf)}
+    names = dict(_leaves(network, ""))
     calls: dict[str, int] = {}
     found: list[LayerFacts] = []
     counted_before = 0
@@ -137,8 +144,14 @@ def _traced(
     return tuple(found)
 
 
-def _has_children(module: nn.Module) -> bool:
-    return next(module.children(), None) is not None
+def _leaves(module: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
+    """Modules without children, and those with parameters of their own, which count as one."""
+    children = list(module.named_children())
+    if not children or next(module.parameters(recurse=False), None) is not None:
+        yield module, name or "network"
+        return
+    for child_name, child in children:
+        yield from _leaves(child, f"{name}.{child_name}" if name else child_name)
 
 
 def _facts(

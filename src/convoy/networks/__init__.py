@@ -31,7 +31,7 @@ from convoy.networks.vgg import vgg16
 from convoy.user_code import FORM as IMPORT_FORM
 from convoy.user_code import is_import
 
-__all__ = ["Shape", "build", "names"]
+__all__ = ["Shape", "build", "names", "published_for"]
 
 _NETWORKS: dict[str, Builder] = {
     "lenet5": lenet5,
@@ -54,6 +54,29 @@ _NETWORKS: dict[str, Builder] = {
 _PARAMETRISED = {
     form.partition(":")[0]: builder for form, builder in _NETWORKS.items() if ":" in form
 }
+
+
+_PUBLISHED: dict[str, tuple[Shape, int]] = {
+    "lenet5": ((1, 32, 32), 10),
+    "lenet": ((1, 28, 28), 10),
+    "cifar10-quick": ((3, 32, 32), 10),
+    "cifar10-full": ((3, 32, 32), 10),
+    "marques": ((3, 32, 32), 10),
+    "expression": ((1, 48, 48), 7),
+    "caffenet": ((3, 227, 227), 1000),
+} | dict.fromkeys(
+    ("alexnet", "googlenet", "vgg16", "resnet18", "resnet50", "resnet152"), ((3, 224, 224), 1000)
+)
+
+
+def published_for(name: str) -> tuple[Shape, int] | None:
+    """The image shape and number of classes that a named network was published with.
+
+    Raises:
+        UnknownNameError: no network is called so.
+    """
+    _builder(name)
+    return _PUBLISHED.get(name.partition(":")[0])
 
 
 def names() -> list[str]:
