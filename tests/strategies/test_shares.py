@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convoy.errors import UsageError
-from convoy.strategies.shares import cut, share_of_each
+from convoy.strategies.shares import cut, finish_together, share_of_each
 
 from .reference import largest_remainder
 
@@ -89,3 +91,47 @@ def test_fewer_samples_than_workers() -> None:
 def test_shares_must_be_above_zero(weight: float) -> None:
     with pytest.raises(UsageError, match=f"above zero.*1, {weight:g}"):
         share_of_each(8, [1.0, weight])
+
+
+def curve(steps: list[int]) -> Callable[[int], float]:
+    """Seconds that never fall: the sums of what each further sample adds."""
+    totals = [0, *itertools.accumulate(steps)]
+    return lambda samples: float(totals[samples])
+
+
+CURVES = st.integers(1, 4).flatmap(
+    lambda num_ranks: st.tuples(
+        st.lists(
+            st.lists(st.integers(0, 5), min_size=10, max_size=10),
+            min_size=num_ranks,
+            max_size=num_ranks,
+        ),
+        st.integers(num_ranks, 9),
+    )
+)
+
+
+@given(CURVES)
+def test_no_other_shares_end_earlier(case: tuple[list[list[int]], int]) -> None:
+    """Against all ways to cut the batch."""
+    steps, batch_size = case
+    seconds = [curve(of_rank) for of_rank in steps]
+    found = finish_together(batch_size, seconds)
+    assert sum(found) == batch_size
+    assert min(found) >= 1
+
+    def ends(shares: tuple[int, ...]) -> float:
+        return max(time(share) for time, share in zip(seconds, shares, strict=True))
+
+    every = itertools.product(range(1, batch_size + 1), repeat=len(seconds))
+    assert ends(found) == min(ends(shares) for shares in every if sum(shares) == batch_size)
+
+
+def test_what_costs_a_rank_before_its_first_sample() -> None:
+    """Rank 1 is as fast, but has 30 s of something else to do in each step."""
+    assert finish_together(100, [lambda n: float(n), lambda n: 30.0 + n]) == (65, 35)
+
+
+def test_a_batch_too_small_for_all() -> None:
+    with pytest.raises(UsageError, match="a batch of 2 cannot give 3 workers 1 samples each"):
+        finish_together(2, [float] * 3)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from convoy.errors import UsageError
@@ -27,6 +28,38 @@ def cut(count: int, weights: Sequence[float]) -> list[int]:
     for i in by_remainder[: count - sum(parts)]:
         parts[i] += 1
     return parts
+
+
+def finish_together(
+    batch_size: int, seconds: Sequence[Callable[[int], float]], *, least: int = 1
+) -> tuple[int, ...]:
+    """Shares of a batch with which the rank that ends last ends as early as can be.
+
+    Samples go out one by one, each to the rank that would then be done first. The times of all
+    ranks at all shares, in ascending order, are thus used up from the smallest, so that no other
+    shares with this sum end earlier (exact for times that never fall as shares grow).
+
+    Args:
+        batch_size: the sum of the shares.
+        seconds: by rank, what a number of samples takes it; never less for more samples.
+        least: samples that every rank takes at least.
+
+    Raises:
+        UsageError: the batch is smaller than `least` for each.
+    """
+    num_ranks = len(seconds)
+    if batch_size < least * num_ranks or not num_ranks:
+        raise UsageError(
+            f"a batch of {batch_size} cannot give {num_ranks} workers {least} samples each"
+        )
+    shares = [least] * num_ranks
+    next_end = [(seconds[rank](least + 1), rank) for rank in range(num_ranks)]
+    heapq.heapify(next_end)
+    for _ in range(batch_size - least * num_ranks):
+        _, rank = next_end[0]
+        shares[rank] += 1
+        heapq.heapreplace(next_end, (seconds[rank](shares[rank] + 1), rank))
+    return tuple(shares)
 
 
 def share_of_each(batch_size: int, weights: Sequence[float]) -> tuple[int, ...]:
