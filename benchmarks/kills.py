@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import sys
 import tempfile
 import threading
 import time
@@ -119,6 +120,8 @@ def main() -> None:
         a = load_file(folder / "disturbed" / "model.safetensors")
         b = load_file(folder / "calm" / "model.safetensors")
         apart = max(float((a[name] - b[name]).abs().max()) for name in a)
+    if len(killer.killed) < options.kills:
+        sys.exit(f"only {len(killer.killed)} of {options.kills} kills were possible")
     rows = [
         {
             "kills": len(killer.killed),

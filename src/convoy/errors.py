@@ -73,3 +73,7 @@ def describe_unknown(kind: str, name: str, known: Iterable[str], hint: str = "")
     else:
         offer = f"Known: {', '.join(known)}."
     return f"unknown {kind} {name!r}. {offer}" + (f" {hint}" if hint else "")
+
+
+class LabError(ConvoyError):
+    """The lab cannot be built, changed or reached as asked."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from convoy.cli import lab
 from convoy.cli.doctor import doctor
 from convoy.cli.evaluate import evaluate
 from convoy.cli.layers import layers
@@ -23,6 +24,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(doctor)
 app.command()(layers)
+app.add_typer(lab.app)
 
 
 def _version(asked: bool) -> None:

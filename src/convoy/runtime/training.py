@@ -58,8 +58,14 @@ def build_network(
 
 
 def open_data(job: Job) -> DataSet:
-    """The job's data set, as any of its ranks sees it."""
-    return open_dataset(job.dataset, data_dir=job.settings.data_dir, seed=job.settings.seed)
+    """The job's data set, as any of its ranks sees it.
+
+    Its mean and standard deviation come from a sample of its images; where those are drawn at
+    random, they are drawn alike on every rank.
+    """
+    settings = job.settings
+    with _seeded(derive_seed(settings.seed, 5)):
+        return open_dataset(job.dataset, data_dir=settings.data_dir, seed=settings.seed)
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -74,6 +80,19 @@ def num_steps(settings: TrainSettings, order: GlobalOrder) -> int:
     if settings.steps is not None:
         return settings.steps
     return (settings.epochs or 10) * order.steps_per_epoch
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Within it what draws at random begins from `seed`; afterwards it is as it was."""
+    states = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        _seed_all(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            numpy.random.set_state(states[1])
 
 
 def _seed_all(seed: int) -> None:

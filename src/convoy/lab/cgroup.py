@@ -1,0 +1,78 @@
+"""Control groups: how much of the CPU a machine's processes get, and whether they run at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from convoy.errors import LabError
+
+ROOT = Path("/sys/fs/cgroup")
+PERIOD_US = 10_000
+"""Short, so that a share of a core is even within a training step."""
+PATIENCE_S = 5.0
+
+
+def create(lab: str, machine_number: int) -> Path:
+    """Make a group for a machine; returns its folder."""
+    version_1 = (ROOT / "cpu").is_dir()
+    parent = ROOT / "cpu" if version_1 else ROOT
+    folder = parent / f"convoy-lab-{lab}-{machine_number}"
+    try:
+        if not version_1 and "cpu" not in (ROOT / "cgroup.subtree_control").read_text().split():
+            (ROOT / "cgroup.subtree_control").write_text("+cpu")
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise LabError(
+            f"cannot make the control group {folder}: {error.strerror}. The lab limits machines' "
+            "CPUs with cgroups, version 1 or 2, which have to be mounted and writable"
+        ) from None
+    return folder
+
+
+def set_cores(folder: Path, cores: float | None) -> None:
+    """Let the group use `cores` cores; None takes the limit away."""
+    quota = -1 if cores is None else max(1000, int(cores * PERIOD_US))
+    if (folder / "cpu.max").exists():
+        (folder / "cpu.max").write_text(f"{'max' if quota < 0 else quota} {PERIOD_US}")
+        return
+    (folder / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+    (folder / "cpu.cfs_quota_us").write_text(str(quota))
+
+
+def processes(folder: Path) -> list[int]:
+    """The process ids in a group."""
+    try:
+        return [int(line) for line in (folder / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []
+
+
+def signal_all(folder: Path, number: signal.Signals) -> None:
+    """Send a signal to all processes of a group."""
+    for pid in processes(folder):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def end_all(folder: Path) -> None:
+    """End all processes of a group and wait until they are gone."""
+    deadline = time.monotonic() + PATIENCE_S
+    signal_all(folder, signal.SIGCONT)
+    signal_all(folder, signal.SIGTERM)
+    while processes(folder):
+        if time.monotonic() > deadline - PATIENCE_S / 2:
+            signal_all(folder, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise LabError(f"processes {processes(folder)} of {folder.name} do not end")
+        time.sleep(0.05)
+
+
+def remove(folder: Path) -> None:
+    """Remove a group, which has to be empty; fine if it is not there."""
+    if folder.is_dir():
+        folder.rmdir()

@@ -1,0 +1,263 @@
+"""The lab on this computer: what it limits, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from convoy.cluster import parse_cluster
+from convoy.errors import LabError
+
+pytest.importorskip("pyroute2", reason="the lab's optional package is not installed")
+
+from pyroute2 import NetNS, netns
+from pyroute2.netlink.exceptions import NetlinkError
+
+from convoy import lab
+from convoy.lab import cgroup, state
+
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="needs root on Linux"
+)
+CLUSTER = parse_cluster(
+    """
+    [[machine]]
+    name = "tower"
+    [[machine]]
+    name = "old"
+    cpus = 0.5
+    [[machine]]
+    name = "pi"
+    cpus = 0.25
+    [[machine]]
+    name = "wish"
+    like = "tower"
+    [network]
+    bandwidth = "80 Mbit/s"
+    [[link]]
+    between = ["tower", "old"]
+    bandwidth = "16 Mbit/s"
+    [[link]]
+    between = ["tower", "wish"]
+    bandwidth = "1 Mbit/s"
+    """
+)
+NAME = f"t{os.getpid()}"
+
+SEND = """
+import socket, sys, time
+megabytes = int(sys.argv[2])
+link = socket.create_connection((sys.argv[1], 5000), timeout=20)
+begun = time.perf_counter()
+link.sendall(bytes(megabytes * 10**6))
+link.shutdown(socket.SHUT_WR)
+link.recv(1)
+print(8 * megabytes / (time.perf_counter() - begun))
+"""
+RECEIVE = """
+import socket
+server = socket.create_server(("0.0.0.0", 5000))
+print("listening", flush=True)
+while True:
+    link, _ = server.accept()
+    while link.recv(1 << 16):
+        pass
+    link.close()
+"""
+SPIN = """
+import time
+begun, used = time.perf_counter(), time.process_time()
+while time.perf_counter() - begun < 1:
+    pass
+print(time.process_time() - used)
+"""
+NODES = """
+import ray
+ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
+print(*sorted(n["NodeName"] + "=" + n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]))
+"""
+CRASH = """
+import os, sys
+from convoy import lab
+from convoy.cluster import parse_cluster
+lab.up(parse_cluster('[[machine]]\\nname = "tower"'), sys.argv[1], ray=False)
+lab.find(sys.argv[1]).start("tower", ["sleep", "1000"])
+os._exit(9)
+"""
+
+
+def python(machine: lab.Lab, where: str, code: str, *arguments: str) -> str:
+    """What a Python program prints on a machine of the lab."""
+    argv = [sys.executable, "-c", code, *arguments]
+    done = machine.run(where, argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return str(done.stdout).strip()
+
+
+def traces() -> list[str]:
+    """What there is of labs on this computer."""
+    found = [name for name in netns.listnetns() if NAME in name]
+    places = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/cpu"), Path("/etc/netns"), Path("/tmp"))
+    for folder in (*places, state.FOLDER):
+        found += [str(p) for p in folder.glob(f"*{NAME}*")]
+    return found
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[lab.Lab]:
+    """Three machines without Ray."""
+    with lab.emulated(CLUSTER, NAME, ray=False) as found:
+        yield found
+    assert traces() == []
+
+
+@pytest.fixture(scope="module")
+def receiver(small: lab.Lab) -> Iterator[None]:
+    """Machine "old" takes what it is sent."""
+    argv = [sys.executable, "-c", RECEIVE]
+    with small.start("old", argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "listening\n"
+        yield
+        process.kill()
+
+
+@needs_root
+@pytest.mark.timeout(60)
+def test_links_have_their_rates(small: lab.Lab, receiver: None) -> None:
+    assert float(python(small, "pi", SEND, "old", "10")) == pytest.approx(80, rel=0.15)
+    assert float(python(small, "tower", SEND, "old", "2")) == pytest.approx(16, rel=0.15)
+    assert set(small.addresses) == {"tower", "old", "pi"}  # a wish is not there
+
+
+@needs_root
+@pytest.mark.timeout(60)
+def test_a_link_is_changed_cut_and_mended(small: lab.Lab, receiver: None) -> None:
+    small.set_bandwidth("pi", "old", 8e6)
+    assert float(python(small, "pi", SEND, "old", "1")) == pytest.approx(8, rel=0.15)
+    small.cut("pi", "old")
+    code = "import socket; socket.create_connection(('old', 5000), timeout=1)"
+    argv = [sys.executable, "-c", code]
+    assert small.run("pi", argv, capture_output=True).returncode != 0
+    assert small.run("tower", argv, capture_output=True).returncode == 0
+    small.mend("pi", "old")
+    assert float(python(small, "pi", SEND, "old", "1")) == pytest.approx(8, rel=0.15)
+
+
+@needs_root
+@pytest.mark.timeout(60)
+def test_machines_have_their_share_of_the_cpu(small: lab.Lab) -> None:
+    assert float(python(small, "old", SPIN)) == pytest.approx(0.5, abs=0.08)
+    assert float(python(small, "pi", SPIN)) == pytest.approx(0.25, abs=0.05)
+    small.set_cores("pi", 0.5)
+    assert float(python(small, "pi", SPIN)) == pytest.approx(0.5, abs=0.08)
+
+
+@needs_root
+@pytest.mark.timeout(60)
+def test_a_machine_is_frozen_thawed_and_killed(small: lab.Lab) -> None:
+    count = "import time\nwhile True: print(1, flush=True); time.sleep(0.01)"
+    argv = [sys.executable, "-c", count]
+    process = small.start("pi", argv, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read(10)
+    small.freeze("pi")
+    os.set_blocking(process.stdout.fileno(), False)
+    time.sleep(0.2)
+    process.stdout.read()
+    time.sleep(0.3)
+    assert not process.stdout.read()
+    small.thaw("pi")
+    time.sleep(0.3)
+    assert process.stdout.read()
+    assert process.pid in small.processes("pi")
+    small.kill("pi")
+    assert process.wait(5) == -9
+    process.stdout.close()
+    assert small.processes("pi") == []
+
+
+@needs_root
+def test_a_lab_of_the_same_name_is_refused(small: lab.Lab) -> None:
+    with pytest.raises(LabError, match=f"convoy lab down --name {NAME}"):
+        lab.up(CLUSTER, NAME, ray=False)
+    assert lab.find(NAME).addresses == small.addresses
+
+
+@needs_root
+def test_what_is_not_there(small: lab.Lab) -> None:
+    with pytest.raises(LabError, match="no lab called 'absent' is up"):
+        lab.find("absent")
+    with pytest.raises(LabError, match=r"unknown machine 'towr'. Nearest: tower"):
+        small.run("towr", ["true"])
+    with pytest.raises(LabError, match="unknown machine 'wish'"):
+        small.cut("tower", "wish")
+
+
+@needs_root
+@pytest.mark.timeout(60)
+def test_a_lab_whose_owner_crashed_is_taken_down() -> None:
+    name = f"c{os.getpid()}"
+    done = subprocess.run([sys.executable, "-c", CRASH, name], check=False, timeout=40)
+    assert done.returncode == 9
+    (pid,) = lab.find(name).processes("tower")
+    lab.down(name)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert name not in state.names()
+    assert not [found for found in netns.listnetns() if name in found]
+    assert not list(Path("/etc/netns").glob(f"*{name}*"))
+
+
+@needs_root
+def test_a_kernel_without_tbf(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NetlinkError(2, "No such file or directory")
+
+    monkeypatch.setattr(NetNS, "tc", refuse)
+    name = f"k{os.getpid()}"
+    with pytest.raises(LabError, match="CONFIG_NET_SCH_TBF"):
+        lab.up(CLUSTER, name, ray=False)
+    assert name not in state.names()
+    assert not [found for found in netns.listnetns() if name in found]
+
+
+def test_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(LabError, match="needs root"):
+        lab.up(CLUSTER, "lab")
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["Lab", "a-b", "", "waytoolonganame"])
+def test_names_that_will_not_do(name: str) -> None:
+    with pytest.raises(LabError, match="small letters and digits"):
+        lab.up(CLUSTER, name)
+
+
+@needs_root
+@pytest.mark.timeout(180)
+def test_ray_runs_on_every_machine() -> None:
+    name = f"r{os.getpid()}"
+    with lab.emulated(CLUSTER, name) as whole:
+        nodes = python(whole, "pi", NODES).splitlines()[-1]
+        assert nodes == "old=10.77.0.2 pi=10.77.0.3 tower=10.77.0.1"
+        assert whole.processes("pi")
+    assert name not in state.names()
+
+
+def test_both_versions_of_control_groups(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").touch()
+    cgroup.set_cores(tmp_path, 0.5)
+    assert (tmp_path / "cpu.max").read_text() == "5000 10000"
+    cgroup.set_cores(tmp_path, None)
+    assert (tmp_path / "cpu.max").read_text() == "max 10000"
+    (tmp_path / "cpu.max").unlink()
+    cgroup.set_cores(tmp_path, 1.5)
+    assert (tmp_path / "cpu.cfs_quota_us").read_text() == "15000"
