@@ -29,13 +29,13 @@ from convoy.errors import CheckpointError, UsageError
 from convoy.runtime import torchrun
 from convoy.runtime.evaluation import evaluate as judge
 from convoy.runtime.formation import Job
+from convoy.runtime.ingredients import DTYPES, autocast
 from convoy.runtime.observer import LogObserver, Observer
 from convoy.runtime.results import RunResult
 from convoy.runtime.run import run_with_crew
 from convoy.runtime.run_folder import RunFolder, open_run_folder, read_settings
 from convoy.runtime.settings import TrainSettings, read_config, settings_from
 from convoy.runtime.state import Tensors
-from convoy.runtime.training import DTYPES, autocast
 from convoy.strategies import make_strategy
 
 FIXED_ON_RESUME = ("network", "data", "seed", "batch_size", "optimizer", "precision")

@@ -27,7 +27,6 @@ from convoy.runtime.checkpoint import Checkpoint, parts_for
 from convoy.runtime.formation import Formation, Job, Outcome, Part
 from convoy.runtime.interrupt import Interrupt
 from convoy.runtime.journal import Journal
-from convoy.runtime.member import describe
 from convoy.runtime.member_handle import (
     GONE,
     MemberHandle,
@@ -39,11 +38,11 @@ from convoy.runtime.member_handle import (
 )
 from convoy.runtime.observer import Observer
 from convoy.runtime.placement import Place, threads_at
+from convoy.runtime.recruits import Recruits
 from convoy.strategies import Plan, Problem
 
 POLL_S = 0.2
 FIRST_POLL_S = 0.05  # until a crew's first step is done
-RESTARTS_PER_PLACE = 5  # in a row, without a step done in between
 FRUITLESS_FORMATIONS = 5  # crews in a row that may be lost before any step is done
 
 
@@ -78,8 +77,7 @@ class Crew:
     recoveries: list[Recovery] = field(default_factory=list)
     formation: Formation | None = None
     _members: list[MemberHandle] = field(default_factory=list)
-    _joining: list[MemberHandle] = field(default_factory=list)
-    _restarts: dict[int, int] = field(default_factory=dict)
+    _recruits: Recruits = field(init=False)
     _taking_part: list[Place] = field(default_factory=list)
     _job_reference: Any = None
 
@@ -92,9 +90,8 @@ class Crew:
         """
         self._job_reference = ray.put(self.job)
         self._taking_part = [self.places[w.index] for w in self.plan.problem.workers]
-        self._members = [
-            hire(place, self._threads(place), self._job_reference) for place in self._taking_part
-        ]
+        self._recruits = Recruits(self.observer, self._hire)
+        self._members = [self._hire(place) for place in self._taking_part]
         checkpoint = start
         source: int | None = None
         step = start.step if start else 0
@@ -123,11 +120,12 @@ class Crew:
                         f"go on with --resume {self.journal.folder.path}"
                     )
         finally:
-            for member in self._members + self._joining:
+            for member in self._members + self._recruits.members:
                 ray.kill(member.actor)
 
-    def _threads(self, place: Place) -> int:
-        return threads_at(place, self._taking_part, self.job.settings)
+    def _hire(self, place: Place) -> MemberHandle:
+        num_threads = threads_at(place, self._taking_part, self.job.settings)
+        return hire(place, num_threads, self._job_reference)
 
     def _form(self, step: int, source: int | None, checkpoint: Checkpoint | None) -> None:
         """Plan for who is there, and let them train from `step`."""
@@ -194,8 +192,8 @@ class Crew:
             if self.interrupt.asked and not stopping and deadline is None:
                 self.observer.say("stopping after the step under way; a checkpoint is kept")
                 stopping = self._stop_all("checkpoint")
-            elif self._joining and not stopping and deadline is None:
-                stopping = self._admit_ready()
+            elif not stopping and deadline is None and self._recruits.any_ready():
+                stopping = self._stop_all("regroup")
         self._drain()
         return self.interrupt.asked
 
@@ -259,17 +257,16 @@ class Crew:
         self.journal.settle(self.formation.generation, step)
         if self.recoveries and self.recoveries[-1].generation == self.generation:
             self._report(dead, step)
-        if not self._members and not self._joining:
+        if not self._members and not self._recruits.members:
             raise CrewError(
                 f"every rank is lost; the last step done is {self.journal.last_step}. "
                 f"{self._how_to_go_on()}"
             )
         if not self._members:  # those that were on their way go on from the checkpoint
-            self._await_joining()
+            self._recruits.await_all()
         for member in dead:
-            self._replace(member)
-        ready = [s for s in self._joining if s.pid is not None]
-        self._joining = [s for s in self._joining if s.pid is None]
+            self._recruits.replace(member)
+        ready = self._recruits.take_ready()
         source = self._members.index(best) if best else None
         if ready:
             names = ", ".join(s.place.machine for s in ready)
@@ -285,16 +282,6 @@ class Crew:
         if self.journal.last_checkpoint is None:
             return "There is no checkpoint yet: start the run again"
         return f"Go on from the newest checkpoint with --resume {self.journal.folder.path}"
-
-    def _await_joining(self) -> None:
-        """Wait for those who join; of those that cannot, only the last is an error."""
-        for member in list(self._joining):
-            try:
-                await_ready([member])
-            except CrewError:
-                if len(self._joining) == 1:
-                    raise
-                self._joining.remove(member)
 
     def _report(self, dead: Sequence[MemberHandle], step: int) -> None:
         assert self.formation is not None
@@ -313,43 +300,6 @@ class Crew:
             self.observer.say(
                 f"ranks lost touch in step {step} and form anew: {details}", "warning"
             )
-
-    def _replace(self, dead: MemberHandle) -> None:
-        """Start the lost rank again, if its machine lives and has not lost it too often."""
-        index = dead.place.index
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        self._restarts[index] = self._restarts.get(index, 0) + 1
-        if dead.place.node_id not in alive:
-            self.observer.say(
-                f"{dead.place.machine} itself is gone: going on without it", "warning"
-            )
-        elif self._restarts[index] > RESTARTS_PER_PLACE:
-            self.observer.say(
-                f"{dead.place.machine} has lost its rank {RESTARTS_PER_PLACE} times: going on "
-                "without it",
-                "warning",
-            )
-        else:
-            self._joining.append(hire(dead.place, self._threads(dead.place), self._job_reference))
-
-    def _admit_ready(self) -> bool:
-        """Stop at a step boundary if somebody who joins is ready; whether it stops."""
-        for member in list(self._joining):
-            done, _ = ray.wait([member.call], timeout=0)
-            if not done:
-                continue
-            try:
-                member.pid = ray.get(member.call)
-            except (*GONE, RayTaskError) as error:
-                self._joining.remove(member)
-                self.observer.say(
-                    f"{member.place.machine} could not be started again: {describe(error)}",
-                    "warning",
-                )
-                self._replace(member)
-        if not any(s.pid is not None for s in self._joining):
-            return False
-        return self._stop_all("regroup")
 
     def _stop_all(self, reason: str) -> bool:
         """Have all ranks stop at one boundary; False if one is lost meanwhile."""
@@ -380,8 +330,7 @@ class Crew:
         """Close the account of a recovery once the next crew has done a step."""
         done = self.journal.first_step_done_s
         if done is not None:  # whoever takes part has come back for good
-            for member in self._members:
-                self._restarts.pop(member.place.index, None)
+            self._recruits.note_step(self._members)
         recovery = self.recoveries[-1] if self.recoveries else None
         if recovery is None or recovery.seconds is not None or done is None:
             return

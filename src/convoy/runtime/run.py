@@ -21,6 +21,7 @@ from convoy.runtime import results, state
 from convoy.runtime.checkpoint import Checkpoint, newest_checkpoint
 from convoy.runtime.crew import Crew, Recovery
 from convoy.runtime.formation import Formation, Job
+from convoy.runtime.ingredients import build_network, num_steps, open_data
 from convoy.runtime.interrupt import Interrupt
 from convoy.runtime.journal import Journal
 from convoy.runtime.observer import Observer
@@ -36,7 +37,6 @@ from convoy.runtime.run_folder import (
 from convoy.runtime.sampler import GlobalOrder
 from convoy.runtime.settings import TrainSettings
 from convoy.runtime.timeline import Timeline
-from convoy.runtime.training import build_network, num_steps, open_data
 from convoy.strategies import Plan, Problem, Worker
 
 

@@ -13,93 +13,35 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
-import numpy
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convoy import networks
 from convoy.comm import Comm, PeerLostError
-from convoy.datasets import DataSet, augment, open_dataset
+from convoy.datasets import augment
 from convoy.errors import DivergedError
 from convoy.runtime import state
 from convoy.runtime.evaluation import evaluate
 from convoy.runtime.formation import Formation, Job, Outcome, Part, Sink
 from convoy.runtime.gate import Gate
+from convoy.runtime.ingredients import (
+    DTYPES,
+    autocast,
+    build_network,
+    num_steps,
+    open_data,
+    seed_all,
+)
 from convoy.runtime.layout import fastest_layout, laid_out, set_layout
 from convoy.runtime.optimization import lr_at, make_optimizer
 from convoy.runtime.sampler import GlobalOrder, derive_seed
-from convoy.runtime.settings import TrainSettings
 from convoy.runtime.step_clock import StepClock
 from convoy.strategies import Batch, Pending, Rank
 from convoy.strategies.shares import cut
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-
-
-def build_network(
-    network: str | nn.Module | Callable[..., nn.Module], dataset: DataSet, seed: int
-) -> nn.Module:
-    """The network that `network` names, is or builds, initialised from `seed` alone."""
-    if isinstance(network, nn.Module):
-        return network
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, 1))
-        return networks.build(
-            network,
-            input_shape=dataset.train.image_shape,
-            num_classes=dataset.train.num_classes,
-        )
-
-
-def open_data(job: Job) -> DataSet:
-    """The job's data set, as any of its ranks sees it.
-
-    Its mean and standard deviation come from a sample of its images; where those are drawn at
-    random, they are drawn alike on every rank.
-    """
-    settings = job.settings
-    with _seeded(derive_seed(settings.seed, 5)):
-        return open_dataset(job.dataset, data_dir=settings.data_dir, seed=settings.seed)
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Within it the network computes as --precision says."""
-    if precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-def num_steps(settings: TrainSettings, order: GlobalOrder) -> int:
-    """How many steps the run has in all."""
-    if settings.steps is not None:
-        return settings.steps
-    return (settings.epochs or 10) * order.steps_per_epoch
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Within it what draws at random begins from `seed`; afterwards it is as it was."""
-    states = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        _seed_all(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            numpy.random.set_state(states[1])
-
-
-def _seed_all(seed: int) -> None:
-    """Seed what a user's data set may draw from."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
 
 
 class Trainee:
@@ -261,7 +203,7 @@ class Trainee:
             clock.start(part.first)
             samples = len(part.indices)
             comm.step_samples = samples
-            _seed_all(derive_seed(settings.seed, 4, step, formation.rank))  # users' transforms
+            seed_all(derive_seed(settings.seed, 4, step, formation.rank))  # users' transforms
             inputs, targets = self._fetch(part.indices if samples else torch.tensor([0]))
             if settings.augment == "flip-crop" and samples:
                 generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2, step))
