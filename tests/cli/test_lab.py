@@ -11,8 +11,12 @@ import pytest
 
 pytest.importorskip("pyroute2", reason="the lab's optional package is not installed")
 Convoy = Callable[..., Any]
+ROOT = Path("/sys/fs/cgroup")
 needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="needs root on Linux"
+    os.geteuid() != 0
+    or not sys.platform.startswith("linux")
+    or not os.access(ROOT / "cpu" if (ROOT / "cpu").is_dir() else ROOT, os.W_OK),
+    reason="needs root on Linux, and control groups that can be written",
 )
 NAME = f"cli{os.getpid()}"
 

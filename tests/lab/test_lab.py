@@ -23,9 +23,22 @@ from pyroute2.netlink.exceptions import NetlinkError
 from convoy import lab
 from convoy.lab import cgroup, state
 
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="needs root on Linux"
-)
+
+def why_not() -> str:
+    """What keeps this computer from having network namespaces and control groups; or nothing."""
+    if os.geteuid() != 0 or not sys.platform.startswith("linux"):
+        return "needs root on Linux"
+    name = f"probe{os.getpid()}"
+    try:
+        netns.create(name)
+        netns.remove(name)
+        cgroup.remove(cgroup.create(name, 0))
+    except (OSError, NetlinkError, LabError) as error:
+        return f"cannot make namespaces or control groups here: {error}"
+    return ""
+
+
+needs_root = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can")
 CLUSTER = parse_cluster(
     """
     [[machine]]
