@@ -7,7 +7,8 @@
     ├── DataError              a file of a data set is missing, truncated or wrong
     ├── CheckpointError        nothing valid to resume from, or it cannot be written
     ├── DivergedError          a loss that is no longer a finite number
-    └── CrewError              ranks that cannot start, meet or go on
+    ├── CrewError              ranks that cannot start, meet or go on
+    └── LabError               an emulated cluster that cannot be built, changed or reached
 
 Every message names the thing, says what was expected and what to do next.
 """
