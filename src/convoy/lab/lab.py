@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +29,8 @@ from convoy.lab import cgroup, network, state
 from convoy.lab.state import LabState
 
 RAY_PORT = 6379
-RAY_START_S = 120.0
+RAY_START_S = 90.0
+RAY_ATTEMPTS = 3
 OBJECT_STORE_BYTES = 100 * 1024**2
 ETC_NETNS = Path("/etc/netns")
 """`ip netns exec NAME` puts the files of NAME/ here in place of those in /etc."""
@@ -235,12 +235,13 @@ def _name_hosts(built: LabState) -> None:
 
 
 def _start_ray(lab: Lab, folder: str) -> None:
-    """Start a node on every machine, the first one's as head."""
+    """Start a node on every machine, the first one's as head.
+
+    One after the other: the nodes share a session's folder, and two that start at once may take
+    the same name for their sockets in it.
+    """
     ray = str(Path(sys.executable).parent / "ray")
     head = f"{next(iter(lab.addresses.values()))}:{RAY_PORT}"
-    environment = lab.environment()
-    del environment["RAY_ADDRESS"]
-    waiting = []
     for number, machine in enumerate(lab.cluster.real_machines):
         where = ["--head", f"--port={RAY_PORT}", "--include-dashboard=false"]
         where += [f"--temp-dir={folder}"]
@@ -248,33 +249,34 @@ def _start_ray(lab: Lab, folder: str) -> None:
         command += [f"--node-ip-address={lab.addresses[machine.name]}"]
         command += [f"--node-name={machine.name}", f"--num-cpus={math.ceil(machine.cpus)}"]
         command += ["--num-gpus=0", f"--object-store-memory={OBJECT_STORE_BYTES}"]
-        process = lab.start(
-            machine.name,
-            [*command, "--disable-usage-stats"],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-        )
-        waiting.append((machine.name, process))
-        if number == 0:
-            _await_start(*waiting.pop())
-    for name, process in waiting:
-        _await_start(name, process)
+        _start_node(lab, machine.name, [*command, "--disable-usage-stats"])
 
 
-def _await_start(machine: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + RAY_START_S
-    # Ray's daemons keep the pipe open: wait for the process, and do not read to the end.
-    try:
-        status = process.wait(deadline - time.monotonic())
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise LabError(f"Ray did not start on {machine} within {RAY_START_S:.0f} s") from None
-    assert process.stderr is not None
-    if status != 0:
-        os.set_blocking(process.stderr.fileno(), False)
-        said = (process.stderr.read() or "").strip().splitlines()
-        raise LabError(f"Ray did not start on {machine}: {said[-1] if said else 'it said nothing'}")
-    process.stderr.close()
+def _start_node(lab: Lab, machine: str, command: list[str]) -> None:
+    environment = lab.environment()
+    del environment["RAY_ADDRESS"]
+    for left in reversed(range(RAY_ATTEMPTS)):
+        with tempfile.TemporaryFile("w+") as said:  # not a pipe: Ray's daemons would keep it open
+            process = lab.start(
+                machine,
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+            )
+            try:
+                status = process.wait(RAY_START_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                reason = f"it took longer than {RAY_START_S:.0f} s"
+            else:
+                if status == 0:
+                    return
+                said.seek(0)
+                reason = (said.read().strip().splitlines() or ["it said nothing"])[-1]
+        # Ray gives its own daemons 30 s, which a busy computer may exceed.
+        lab.kill(machine)
+        if not left:
+            raise LabError(f"Ray did not start on {machine}, in {RAY_ATTEMPTS} attempts: {reason}")
