@@ -60,7 +60,7 @@ class Comm:
         self.step_samples = 1
         """How many real samples the step under way has on this rank: 0 means a stand-in."""
         self._reduced_bytes = 0
-        self._broadcast_bytes = 0
+        self._direct_bytes = 0
         self._blocked_s = 0.0
         self._last_issue_s: float | None = None
         if world_size > 1:
@@ -116,8 +116,23 @@ class Comm:
                 dist.broadcast(tensor, source)
             if self.rank == source:
                 size = tensor.numel() * tensor.element_size()
-                self._broadcast_bytes += size * (self.world_size - 1)
+                self._direct_bytes += size * (self.world_size - 1)
             self._blocked_s += time.perf_counter() - started
+
+    def send(self, tensor: Tensor, destination: int) -> None:
+        """Send `tensor` to rank `destination`, which receives one of its shape and type. Blocks."""
+        started = time.perf_counter()
+        with peer_loss():
+            dist.send(tensor, destination)
+        self._direct_bytes += tensor.numel() * tensor.element_size()
+        self._blocked_s += time.perf_counter() - started
+
+    def receive(self, tensor: Tensor, source: int) -> None:
+        """Fill `tensor` with what rank `source` sends. Blocks."""
+        started = time.perf_counter()
+        with peer_loss():
+            dist.recv(tensor, source)
+        self._blocked_s += time.perf_counter() - started
 
     def maximum(self, values: list[float], device: torch.device) -> list[float]:
         """Element-wise maximum of `values` over all ranks, whose tensors are on `device`.
@@ -132,11 +147,11 @@ class Comm:
 
     def take(self) -> Traffic:
         """Return what was sent and waited for since the last call, and start anew."""
-        sent = self._broadcast_bytes
+        sent = self._direct_bytes
         if self.world_size > 1:
             sent += ring_share(self._reduced_bytes, self.world_size, self.rank)
         traffic = Traffic(sent_bytes=sent, blocked_s=self._blocked_s)
-        self._reduced_bytes = self._broadcast_bytes = 0
+        self._reduced_bytes = self._direct_bytes = 0
         self._blocked_s = 0.0
         self._last_issue_s = None
         return traffic
@@ -145,6 +160,31 @@ class Comm:
         """Leave the group. Peers that still wait for this rank get an error at once."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+class Rehearsal(Comm):
+    """A crew of `world_size` of which only this rank is there; every verb returns at once.
+
+    For finding out what taking part costs a rank besides the bytes. Sums are this rank's own.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        super().__init__(rank=0, world_size=1)
+        with peer_loss():  # DistributedDataParallel wants a group
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        self.world_size = world_size
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Leave `tensor` as it is."""
+
+    def all_reduce_async(self, tensor: Tensor) -> torch.futures.Future[Tensor]:
+        """A future that holds `tensor` already."""
+        done: torch.futures.Future[Tensor] = torch.futures.Future()
+        done.set_result(tensor)
+        return done
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Leave `tensor` as it is."""
 
 
 class peer_loss:  # noqa: N801 - reads as a statement: `with peer_loss():`

@@ -3,7 +3,8 @@
     ConvoyError
     ├── UsageError             the request cannot be carried out as it was put (exit status 2)
     │   ├── UnknownNameError   a network, data set, strategy, option ... that does not exist
-    │   └── ClusterError       a cluster file, or machines that are not as it says
+    │   ├── ClusterError       a cluster file, or machines that are not as it says
+    │   └── ProfileError       measured figures that cannot be read, or are of something else
     ├── DataError              a file of a data set is missing, truncated or wrong
     ├── CheckpointError        nothing valid to resume from, or it cannot be written
     ├── DivergedError          a loss that is no longer a finite number
@@ -40,6 +41,10 @@ class UnknownNameError(UsageError):
 
 class ClusterError(UsageError):
     """A cluster description that is wrong, or does not match the machines found."""
+
+
+class ProfileError(UsageError):
+    """A profile that cannot be read, or was taken of something else."""
 
 
 class DataError(ConvoyError):

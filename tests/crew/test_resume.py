@@ -149,7 +149,9 @@ def test_stopped_while_ranks_differ(harbour: Harbour, tmp_path: Path) -> None:
     before = kept(damaged)[-2]
     resumed = harbour.train(**job, options={"resume": damaged})
     assert resumed["error"] is None
+    # where the machine is busy, a rank may be warned about as slow besides
     warnings = [text for level, text in resumed["said"] if level == "warning"]
+    warnings = [text for text in warnings if "--shares" not in text]
     assert len(warnings) == 1
     assert f"{newest} (" in warnings[0]
     assert "is truncated or altered: its checksum does not match; taking the one" in warnings[0]

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from convoy.cost.curve import Curve
+
 AllReduce = Literal["ring", "halving-doubling", "hierarchical"]
 Link = tuple[str, int] | tuple[str, int, int]
 """("up", host), ("down", host), ("within", host) or ("between", host, host)."""
@@ -35,6 +37,21 @@ class Fabric:
     """What any collective takes however small it is."""
     cpu_s_per_byte: tuple[float, ...] = ()
     """Seconds of each rank's device that a byte of a collective's payload costs; none: 0."""
+    overhead: Curve | None = None
+    """Seconds, by payload bytes, that a collective takes besides; where it was measured, in place
+    of `floor_s`."""
+    cpu: tuple[Curve, ...] = ()
+    """Seconds of each rank's device, by payload bytes; in place of `cpu_s_per_byte`."""
+
+    def cpu_s(self, rank: int, payload_bytes: int) -> float:
+        """Seconds of `rank`'s device that a collective of this size costs."""
+        if self.cpu:
+            return self.cpu[rank](payload_bytes)
+        return self.cpu_s_per_byte[rank] * payload_bytes if self.cpu_s_per_byte else 0.0
+
+    def overhead_s(self, payload_bytes: int) -> float:
+        """Seconds that a collective of this size takes besides latencies and its way."""
+        return self.overhead(payload_bytes) if self.overhead else self.floor_s
 
     def latency(self, source: int, destination: int) -> float:
         """Seconds from one host to another."""

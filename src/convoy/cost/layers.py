@@ -8,9 +8,10 @@ computed. A network that looks into its tensors cannot run so; it gets one image
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +27,19 @@ IMAGES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerSize:
+    """What of a leaf layer is exchanged or kept, in elements."""
+
+    name: str
+    parameters: tuple[int, ...] = ()
+    """Of each trainable tensor that no earlier layer has."""
+    batch_norm_channels: int = 0
+    """Of a batch normalisation; 0 of anything else."""
+    activations: int = 0
+    """Of its outputs for one image."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkFacts:
     """Sizes of a network's state, in elements."""
 
@@ -35,6 +49,8 @@ class NetworkFacts:
     """Floating-point buffers: running means and variances."""
     batch_norm_channels: tuple[int, ...] = ()
     """Channels of each batch normalisation, in module order."""
+    layers: tuple[LayerSize, ...] = ()
+    """In order of execution; () where nobody has looked how images go through."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +85,14 @@ class LayerFacts:
     """Of its first output, without the batch."""
 
 
-def facts_of(network: nn.Module) -> NetworkFacts:
-    """Count `network`'s parameters and buffers; shared parameters count once."""
+def facts_of(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> NetworkFacts:
+    """Count `network`'s parameters and buffers; shared parameters count once.
+
+    With an `input_shape` (channels, height, width) its layers are traced as well, for which
+    `layers_of` says what may be wrong.
+    """
     return NetworkFacts(
+        layers=_sizes(network, layers_of(network, input_shape)) if input_shape else (),
         num_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
         num_buffers=sum(b.numel() for b in network.buffers() if b.is_floating_point()),
         batch_norm_channels=tuple(
@@ -103,10 +124,41 @@ def layers_of(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerFa
         raise _does_not_fit(input_shape, error) from error
 
 
+def _sizes(network: nn.Module, found: Iterable[LayerFacts]) -> tuple[LayerSize, ...]:
+    modules = {name: module for module, name in leaves(network)}
+    left = {id(p): p.numel() for p in network.parameters() if p.requires_grad}
+    sizes: list[LayerSize] = []
+    for facts in found:
+        name = facts.name.partition("#")[0]
+        if name != facts.name:  # another call of a layer that stands here already
+            continue
+        module = modules[name]
+        own = [left.pop(id(p)) for p in module.parameters() if id(p) in left]
+        norm = module.num_features if isinstance(module, _BatchNorm) else 0
+        sizes.append(
+            LayerSize(
+                name=name,
+                parameters=tuple(own),
+                batch_norm_channels=norm,
+                activations=facts.output,
+            )
+        )
+    if left and sizes:  # parameters that no layer's pass has shown come last in a backward pass
+        first = sizes[0]
+        sizes[0] = replace(first, parameters=(*left.values(), *first.parameters))
+    return tuple(sizes)
+
+
 def totals_of(layers: Iterable[LayerFacts]) -> dict[str, int]:
     """Sums over `layers`, for one image."""
     keys = ("weight", "macs", "backward_macs", "parameter_bytes", "activation_bytes")
     return {key: sum(getattr(layer, key) for layer in layers) for key in keys}
+
+
+def fingerprint(layers: Iterable[LayerFacts]) -> str:
+    """A short digest of layers' names, types and sizes: equal for networks of equal cost."""
+    text = repr([(i.name, i.type, i.kernel, i.input, i.weight, i.output, i.macs) for i in layers])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _does_not_fit(input_shape: tuple[int, ...], error: Exception) -> UsageError:
@@ -118,7 +170,7 @@ def _traced(
     network: nn.Module, input_shape: tuple[int, ...], device: str
 ) -> tuple[LayerFacts, ...]:
     """Run `network` forward on `device` and note what each leaf does. `network` is spent."""
-    names = dict(_leaves(network, ""))
+    names = dict(leaves(network))
     calls: dict[str, int] = {}
     found: list[LayerFacts] = []
     counted_before = 0
@@ -144,14 +196,14 @@ def _traced(
     return tuple(found)
 
 
-def _leaves(module: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
+def leaves(module: nn.Module, name: str = "") -> Iterator[tuple[nn.Module, str]]:
     """Modules without children, and those with parameters of their own, which count as one."""
     children = list(module.named_children())
     if not children or next(module.parameters(recurse=False), None) is not None:
         yield module, name or "network"
         return
     for child_name, child in children:
-        yield from _leaves(child, f"{name}.{child_name}" if name else child_name)
+        yield from leaves(child, f"{name}.{child_name}" if name else child_name)
 
 
 def _facts(

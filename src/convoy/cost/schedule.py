@@ -7,16 +7,20 @@ suite holds a real run's bytes against it.
     0 Compute(rank 0, forward+backward) ──┐
                                           ├─▶ 2 Collective(all-reduce) ─▶ 3, 4 Compute(update)
     1 Compute(rank 1, forward+backward) ──┘
+
+Steps that follow one another are joined by `in_a_row`: a rank begins its next step when it has
+ended its last, whatever the others do.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-Phase = Literal["forward", "backward", "update"]
+Phase = Literal["load", "forward", "replica", "backward", "update"]
+"""`replica` is what a rank that exchanges gradients does more than one alone, bytes apart."""
 CollectiveKind = Literal["all-reduce", "broadcast"]
 
 
@@ -28,6 +32,8 @@ class Compute:
     phase: Phase
     samples: int
     layer: str = ""
+    step: int = 0
+    """Which of several steps in a row it belongs to."""
     after: tuple[int, ...] = ()
 
 
@@ -53,6 +59,44 @@ class Collective:
 
 Operation = Compute | Transfer | Collective
 Schedule = tuple[Operation, ...]
+
+
+def in_a_row(schedules: Iterable[Schedule]) -> Schedule:
+    """Steps one after another: what a rank does first waits for what it did last.
+
+    A transfer or collective that waits for nothing within its step waits for the last of each of
+    its ranks.
+    """
+    joined: list[Operation] = []
+    last: dict[int, tuple[int, ...]] = {}
+    for step, schedule in enumerate(schedules):
+        offset = len(joined)
+        ended: dict[int, list[int]] = defaultdict(list)
+        followed = {before for operation in schedule for before in operation.after}
+        for index, operation in enumerate(schedule):
+            ranks = ranks_of(operation)
+            after = tuple(before + offset for before in operation.after)
+            if not after:
+                after = tuple(sorted({i for rank in ranks for i in last.get(rank, ())}))
+            if isinstance(operation, Compute):
+                joined.append(replace(operation, after=after, step=step))
+            else:
+                joined.append(replace(operation, after=after))
+            if index not in followed:
+                for rank in ranks:
+                    ended[rank].append(index + offset)
+        last |= {rank: tuple(indices) for rank, indices in ended.items()}
+    return tuple(joined)
+
+
+def ranks_of(operation: Operation) -> tuple[int, ...]:
+    """The ranks that take part in an operation."""
+    match operation:
+        case Compute(rank=rank):
+            return (rank,)
+        case Transfer(source=source, destination=destination):
+            return (source, destination)
+    return operation.ranks
 
 
 def ring_share(payload_bytes: int, world_size: int, position: int) -> int:

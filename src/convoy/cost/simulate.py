@@ -246,8 +246,7 @@ class _Player:
         operation = self._schedule[index]
         assert isinstance(operation, Collective)
         self._starts[index] = self._now
-        costs = self._fabric.cpu_s_per_byte
-        busy = {r: costs[r] * operation.payload_bytes for r in operation.ranks} if costs else {}
+        busy = {r: self._fabric.cpu_s(r, operation.payload_bytes) for r in operation.ranks}
         busy = {rank: seconds for rank, seconds in busy.items() if seconds > 0}
         self._parts[index] = 1 + len(busy)
         self._at(self._now + self._delay(operation), "flow", index)
@@ -260,10 +259,11 @@ class _Player:
             case Transfer(source=source, destination=destination):
                 return fabric.latency(fabric.hosts[source], fabric.hosts[destination])
             case Collective(kind="all-reduce", ranks=ranks, payload_bytes=size):
-                return fabric.floor_s + all_reduce_flow(fabric, ranks, size)[1]
-            case Collective(ranks=ranks):
+                return fabric.overhead_s(size) + all_reduce_flow(fabric, ranks, size)[1]
+            case Collective(ranks=ranks, payload_bytes=size):
                 root, *others = (fabric.hosts[rank] for rank in ranks)
-                return fabric.floor_s + max((fabric.latency(root, o) for o in others), default=0.0)
+                furthest = max((fabric.latency(root, other) for other in others), default=0.0)
+                return fabric.overhead_s(size) + furthest
             case _:
                 return 0.0
 

@@ -286,12 +286,13 @@ class Crew:
     def _report(self, dead: Sequence[MemberHandle], step: int) -> None:
         assert self.formation is not None
         recovery = self.recoveries[-1]
+        recovery.step = max(recovery.step, step)  # the last steps may have been reported since
         old = list(self.formation.plan.problem.workers)
         for member in dead:
             rank = next(i for i, w in enumerate(old) if w.index == member.place.index)
             recovery.lost.append(member.place.machine)
             self.observer.say(
-                f"rank {rank} on {member.place.machine} died in step {max(recovery.step, step)}; "
+                f"rank {rank} on {member.place.machine} died in step {recovery.step}; "
                 f"{len(self._members)} of {len(old)} go on from step {step}",
                 "warning",
             )

@@ -134,12 +134,12 @@ class Trainee:
         if asked != "auto":
             return asked
         count = formation.plan.shares[formation.rank]
-        inputs, targets = self._fetch(torch.arange(min(count, len(self.data.train))))
+        inputs, targets = self.fetch(torch.arange(min(count, len(self.data.train))))
         return fastest_layout(
             self.model,
             inputs,
             targets,
-            autocast=self._autocast,
+            autocast=self.autocast,
             agree=lambda times: comm.maximum(times, self.device),
         )
 
@@ -164,7 +164,7 @@ class Trainee:
             optimizer=self.optimizer,
             example=self._example(layout),
             batches=self._batches(formation, gate, layout, comm, clock),
-            loss=self._loss,
+            loss=self.loss,
             update=lambda batch, loss_sum: self._update(batch, loss_sum, formation),
             commit=commit,
             diverge=diverge,
@@ -204,7 +204,7 @@ class Trainee:
             samples = len(part.indices)
             comm.step_samples = samples
             seed_all(derive_seed(settings.seed, 4, step, formation.rank))  # users' transforms
-            inputs, targets = self._fetch(part.indices if samples else torch.tensor([0]))
+            inputs, targets = self.fetch(part.indices if samples else torch.tensor([0]))
             if settings.augment == "flip-crop" and samples:
                 generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2, step))
                 draws = augment.draw(part.step_samples, generator)
@@ -221,13 +221,14 @@ class Trainee:
                 ends_run=step + 1 == self.num_steps,
             )
 
-    def _fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Training images and labels of these indices, on the device."""
         images, labels = self.data.train.batch(indices)
         return images.to(self.device, self.dtype), labels.to(self.device)
 
     def _example(self, layout: str) -> Batch:
         # Two where there are two: batch normalisation has no variance of one 1x1 sample.
-        inputs, targets = self._fetch(torch.arange(min(2, len(self.data.train))))
+        inputs, targets = self.fetch(torch.arange(min(2, len(self.data.train))))
         return Batch(
             step=-1,
             inputs=laid_out(inputs, layout),
@@ -238,11 +239,13 @@ class Trainee:
             ends_run=False,
         )
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it the network computes in the precision that was asked for."""
         return autocast(self.job.settings.precision, self.device)
 
-    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        with self._autocast():
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Sum of the loss over the batch's real samples, as `Rank.loss` is."""
+        with self.autocast():
             loss = F.cross_entropy(model(batch.inputs), batch.targets, reduction="sum")
         return loss if batch.samples else loss * 0.0
 
@@ -316,7 +319,7 @@ class Trainee:
             device=self.device,
             dtype=self.dtype,
             layout=layout,
-            autocast=self._autocast,
+            autocast=self.autocast,
         )
         sink.evaluation(
             {"step": step, "generation": formation.generation, "rank": formation.rank}

@@ -7,7 +7,17 @@ from dataclasses import fields
 from typing import Any
 
 from convoy.errors import UnknownNameError, UsageError, describe_unknown
-from convoy.strategies.base import Batch, Completed, Pending, Plan, Problem, Rank, Strategy, Worker
+from convoy.strategies.base import (
+    Batch,
+    Completed,
+    Equipment,
+    Pending,
+    Plan,
+    Problem,
+    Rank,
+    Strategy,
+    Worker,
+)
 from convoy.strategies.data_parallel import DataParallel
 from convoy.strategies.parameter_averaging import ParameterAveraging
 from convoy.strategies.single import Single
@@ -16,6 +26,7 @@ __all__ = [
     "STRATEGIES",
     "Batch",
     "Completed",
+    "Equipment",
     "Pending",
     "Plan",
     "Problem",

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from convoy.comm import Comm
+from convoy.cost.curve import Curve
 from convoy.cost.layers import NetworkFacts
 from convoy.cost.schedule import Schedule
+from convoy.strategies.shares import finish_together, share_of_each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class Worker:
     """torch's name: "cpu", "cuda:0"."""
     weight: float = 1.0
     """Speed relative to the others; only proportions matter."""
+    seconds: Curve | None = None
+    """What a step takes it by its samples, where that was measured; counts more than `weight`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,18 @@ class Problem:
     network: NetworkFacts
     element_bytes: int = 4
     """Bytes of one parameter: 4 for float32, 8 for float64."""
+
+
+def shares_for(problem: Problem) -> tuple[int, ...]:
+    """Shares with which all workers finish together: measured times' best, else by weight.
+
+    Raises:
+        UsageError: there are fewer samples than workers.
+    """
+    curves = [worker.seconds for worker in problem.workers if worker.seconds is not None]
+    if len(curves) == len(problem.workers):
+        return finish_together(problem.batch_size, curves)
+    return share_of_each(problem.batch_size, [worker.weight for worker in problem.workers])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,20 +119,26 @@ class Completed:
 
 
 @dataclass(kw_only=True)
-class Rank:
-    """What `run` gets to work with: this rank's place, state and services."""
+class Equipment:
+    """What a network is trained with, on one device."""
 
     comm: Comm
-    plan: Plan
     device: torch.device
     model: nn.Module
     optimizer: torch.optim.Optimizer
     example: Batch
-    """One real sample that belongs to no step, for trying the model out."""
-    batches: Iterator[Batch]
-    """Ends when the run is complete, or pauses; its last batch is then the last step."""
+    """Real samples that belong to no step, for trying the model out."""
     loss: Callable[[nn.Module, Batch], Tensor]
     """Sum of the loss over the batch's real samples (0, still differentiable, if none)."""
+
+
+@dataclass(kw_only=True)
+class Rank(Equipment):
+    """What `run` gets to work with: this rank's place, state and services."""
+
+    plan: Plan
+    batches: Iterator[Batch]
+    """Ends when the run is complete, or pauses; its last batch is then the last step."""
     update: Callable[[Batch, Tensor], None]
     """Check the loss, set the step's learning rate, and let the optimizer apply the gradients."""
     commit: Callable[[int, bool], None]
@@ -146,6 +168,15 @@ class Strategy(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for a list of strategies."""
+    uses_several: ClassVar[bool] = True
+    """Whether more than one device takes part."""
+    exchanges_gradients: ClassVar[bool] = False
+    """Whether every step ends in an exchange of gradients."""
+
+    def period(self, plan: Plan) -> tuple[int, int]:
+        """Steps that stand for all: the first of them, and after how many the next are alike."""
+        del plan
+        return 0, 1
 
     @abstractmethod
     def plan(self, problem: Problem) -> Plan:

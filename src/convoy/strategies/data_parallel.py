@@ -27,12 +27,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from convoy.comm import peer_loss
-from convoy.cost.schedule import Collective, Compute, Schedule
+from convoy.cost.schedule import Schedule
 from convoy.errors import UnknownNameError
-from convoy.strategies.base import Completed, Plan, Problem, Rank, Strategy
-from convoy.strategies.batch_norm import exchanged_bytes, synchronise_batch_norm
+from convoy.strategies.base import Completed, Equipment, Plan, Problem, Rank, Strategy, shares_for
+from convoy.strategies.batch_norm import synchronise_batch_norm
 from convoy.strategies.gradient_hooks import sum_gradients, sum_gradients_as_bfloat16
-from convoy.strategies.shares import share_of_each
+from convoy.strategies.passes import Drawing, draw_passes
 
 WIRES = ("fp32", "bf16")
 BATCH_NORMS = ("sync", "local")
@@ -44,6 +44,7 @@ class DataParallel(Strategy):
 
     name: ClassVar[str] = "data"
     summary: ClassVar[str] = "the batch is cut by speed; gradients are summed every step"
+    exchanges_gradients: ClassVar[bool] = True
 
     wire: Literal["fp32", "bf16"] = field(
         default="fp32", metadata={"help": "fp32 or bf16 between ranks"}
@@ -62,43 +63,29 @@ class DataParallel(Strategy):
             raise UnknownNameError("--batch-norm", str(self.batch_norm), BATCH_NORMS)
 
     def plan(self, problem: Problem) -> Plan:
-        """Share the batch by weight, at least one sample per worker."""
-        weights = [worker.weight for worker in problem.workers]
-        return Plan(problem=problem, shares=share_of_each(problem.batch_size, weights))
+        """Share the batch so that all finish together, at least one sample per worker."""
+        return Plan(problem=problem, shares=shares_for(problem))
 
     def schedule(self, plan: Plan, step: int) -> Schedule:
-        """One all-reduce of all gradients, after the statistics of synchronised batch norm."""
+        """Buckets of gradients travel as the backward pass fills them; see `passes.py`."""
         del step  # every step is alike
-        problem, num_ranks = plan.problem, len(plan.shares)
-        ranks = tuple(range(num_ranks))
-        forwards = [
-            Compute(rank=r, phase="forward", samples=plan.shares[r], after=()) for r in ranks
-        ]
-        backwards = [
-            Compute(rank=r, phase="backward", samples=plan.shares[r], after=(r,)) for r in ranks
-        ]
-        exchanges: list[Collective] = []
-        gradient_bytes = 2 if self.wire == "bf16" else problem.element_bytes
-        payloads = [problem.network.num_parameters * gradient_bytes]
-        if self.batch_norm == "sync":
-            payloads += exchanged_bytes(problem.network.batch_norm_channels)
-        if num_ranks > 1:
-            exchanges = [
-                Collective(
-                    kind="all-reduce",
-                    ranks=ranks,
-                    payload_bytes=payload,
-                    after=tuple(range(num_ranks, 2 * num_ranks)),
-                )
-                for payload in payloads
-            ]
-        done = tuple(range(num_ranks, 2 * num_ranks + len(exchanges)))
-        updates = [Compute(rank=r, phase="update", samples=0, after=done) for r in ranks]
-        return (*forwards, *backwards, *exchanges, *updates)
+        problem, drawing = plan.problem, Drawing()
+        several = len(plan.shares) > 1
+        width = 2 if self.wire == "bf16" else problem.element_bytes
+        last, reductions = draw_passes(
+            drawing,
+            problem.network,
+            plan.shares,
+            gradient_bytes=width if several else 0,
+            synchronises_batch_norm=several and self.batch_norm == "sync",
+        )
+        done = [(*indices, *reductions) for indices in last]
+        drawing.compute("update", [0] * len(plan.shares), done, "")
+        return drawing.schedule()
 
     def run(self, rank: Rank) -> Iterator[Completed]:
         """Forward, backward with overlapping all-reduce, update; every step ends in agreement."""
-        model = self._replicate(rank)
+        model = self.replicate(rank)
         for batch in rank.batches:
             # A stand-in for no samples is not to leave its mark on statistics of one's own.
             stands_in = self.batch_norm == "local" and not batch.samples
@@ -113,7 +100,7 @@ class DataParallel(Strategy):
                 rank.evaluate(batch.step)
             yield Completed(batch=batch, loss_sum=loss_sum)
 
-    def _replicate(self, rank: Rank) -> nn.Module:
+    def replicate(self, rank: Equipment) -> nn.Module:
         """The model as DDP wraps it; as it is where there is nobody to share with."""
         if self.batch_norm == "sync":  # alone too: it may have been one of several before
             synchronise_batch_norm(rank.model, rank.comm)
@@ -134,7 +121,7 @@ class DataParallel(Strategy):
         return replica
 
 
-def _unused_parameters(rank: Rank) -> list[str]:
+def _unused_parameters(rank: Equipment) -> list[str]:
     """Names of the parameters that a forward pass leaves without a gradient.
 
     DDP waits for every gradient unless it is told that some never come.
@@ -146,7 +133,7 @@ def _unused_parameters(rank: Rank) -> list[str]:
         ]
 
 
-def _settle_buckets(rank: Rank, replica: nn.Module) -> None:
+def _settle_buckets(rank: Equipment, replica: nn.Module) -> None:
     """Run one step that changes nothing, after which DDP's buckets keep their layout.
 
     DDP lays its buckets out anew after the first backward pass. The order of a ring's
@@ -158,7 +145,7 @@ def _settle_buckets(rank: Rank, replica: nn.Module) -> None:
 
 
 @contextmanager
-def _untouched(rank: Rank) -> Iterator[None]:
+def _untouched(rank: Equipment) -> Iterator[None]:
     """Within it the model may run; afterwards its buffers and gradients are as before."""
     rank.comm.step_samples = rank.example.samples
     with _buffers_kept(rank.model):

@@ -25,10 +25,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from convoy.cost.schedule import Collective, Compute, Schedule
+from convoy.cost.schedule import Schedule
 from convoy.errors import UsageError
-from convoy.strategies.base import Completed, Pending, Plan, Problem, Rank, Strategy
-from convoy.strategies.shares import share_of_each
+from convoy.strategies.base import Completed, Pending, Plan, Problem, Rank, Strategy, shares_for
+from convoy.strategies.passes import Drawing, draw_passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,14 @@ class ParameterAveraging(Strategy):
             raise UsageError(f"--sync-first {self.sync_first}: expected 0 or more steps")
 
     def plan(self, problem: Problem) -> Plan:
-        """Share each step's samples by weight, at least one per worker."""
-        weights = [worker.weight for worker in problem.workers]
-        return Plan(problem=problem, shares=share_of_each(problem.batch_size, weights))
+        """Share each step's samples so that all finish together, at least one per worker."""
+        return Plan(problem=problem, shares=shares_for(problem))
+
+    def period(self, plan: Plan) -> tuple[int, int]:
+        """The local steps up to an average, past those of `sync_first`."""
+        del plan
+        every = 1 if self.average_every == "end" else self.average_every
+        return self.sync_first, every
 
     def averages_after(self, step: int) -> bool:
         """Whether an average follows `step` by the schedule (one always ends the run)."""
@@ -68,42 +73,16 @@ class ParameterAveraging(Strategy):
 
         With plain SGD; each tensor of optimizer state per parameter travels as the parameters.
         """
-        network, ranks = plan.problem.network, tuple(range(len(plan.shares)))
-        operations: list[Compute | Collective] = []
-        for rank in ranks:
-            samples, first = plan.shares[rank], len(operations)
-            operations += [
-                Compute(rank=rank, phase="forward", samples=samples),
-                Compute(rank=rank, phase="backward", samples=samples, after=(first,)),
-            ]
-        backwards = tuple(range(1, 2 * len(ranks), 2))
-        synchronous = len(ranks) > 1 and step < self.sync_first
+        network, width = plan.problem.network, plan.problem.element_bytes
+        several, drawing = len(plan.shares) > 1, Drawing()
+        synchronous = several and step < self.sync_first
+        last, _ = draw_passes(drawing, network, plan.shares)
         if synchronous:
-            payload = network.num_parameters * plan.problem.element_bytes
-            operations.append(
-                Collective(kind="all-reduce", ranks=ranks, payload_bytes=payload, after=backwards)
-            )
-        first_update = len(operations)
-        operations += [
-            Compute(
-                rank=rank,
-                phase="update",
-                samples=0,
-                after=(2 * len(ranks),) if synchronous else (backwards[rank],),
-            )
-            for rank in ranks
-        ]
-        if len(ranks) > 1 and self.averages_after(step):
-            elements = network.num_parameters + network.num_buffers
-            operations.append(
-                Collective(
-                    kind="all-reduce",
-                    ranks=ranks,
-                    payload_bytes=elements * plan.problem.element_bytes,
-                    after=tuple(range(first_update, first_update + len(ranks))),
-                )
-            )
-        return tuple(operations)
+            last = [(drawing.all_reduce(network.num_parameters * width, last),)] * len(last)
+        last = drawing.compute("update", [0] * len(plan.shares), last, "")
+        if several and self.averages_after(step):
+            drawing.all_reduce((network.num_parameters + network.num_buffers) * width, last)
+        return drawing.schedule()
 
     def run(self, rank: Rank) -> Iterator[Completed]:
         """Local steps; an average every H of them, and one after the last."""

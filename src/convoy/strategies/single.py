@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from convoy.cost.schedule import Compute, Schedule
+from convoy.cost.schedule import Schedule
 from convoy.strategies.base import Completed, Plan, Problem, Rank, Strategy
+from convoy.strategies.passes import Drawing, draw_passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +20,15 @@ class Single(Strategy):
 
     name: ClassVar[str] = "single"
     summary: ClassVar[str] = "one device, the baseline"
+    uses_several: ClassVar[bool] = False
 
     def plan(self, problem: Problem) -> Plan:
         """Choose the fastest worker (the first of equals)."""
-        fastest = max(problem.workers, key=lambda worker: worker.weight)
+        size = problem.batch_size
+        if all(worker.seconds for worker in problem.workers):
+            fastest = min(problem.workers, key=lambda w: w.seconds(size) if w.seconds else 0.0)
+        else:
+            fastest = max(problem.workers, key=lambda worker: worker.weight)
         return Plan(
             problem=replace(problem, workers=(fastest,)),
             shares=(problem.batch_size,),
@@ -31,12 +37,10 @@ class Single(Strategy):
     def schedule(self, plan: Plan, step: int) -> Schedule:
         """Forward, backward, update, one after another. Nothing is sent."""
         del step  # every step is alike
-        samples = plan.shares[0]
-        return (
-            Compute(rank=0, phase="forward", samples=samples),
-            Compute(rank=0, phase="backward", samples=samples, after=(0,)),
-            Compute(rank=0, phase="update", samples=0, after=(1,)),
-        )
+        drawing = Drawing()
+        last, _ = draw_passes(drawing, plan.problem.network, plan.shares)
+        drawing.compute("update", [0], last, "")
+        return drawing.schedule()
 
     def run(self, rank: Rank) -> Iterator[Completed]:
         """Plain PyTorch."""

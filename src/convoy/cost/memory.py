@@ -1,0 +1,33 @@
+"""How much memory training takes at its peak: an estimate from sizes, not a measurement."""
+
+from __future__ import annotations
+
+from convoy.cost.layers import NetworkFacts
+
+OPTIMIZER_STATES = {"sgd": 1, "adam": 2, "adamax": 2, "adagrad": 1, "adadelta": 2}
+"""Tensors of a parameter's size that each optimizer keeps; sgd's is its momentum."""
+PROCESS_BYTES = 400 * 1024**2
+"""Of a rank's process with torch and Ray, before there is any network."""
+
+
+def peak_bytes(
+    network: NetworkFacts,
+    samples: int,
+    *,
+    optimizer: str,
+    element_bytes: int = 4,
+    copies_state: bool = False,
+) -> int:
+    """Bytes of a rank that trains on `samples` at a time, at the end of its forward pass.
+
+    Parameters, gradients, the optimizer's state, and the outputs of all layers, which are kept
+    for the backward pass, plus the largest one's gradient. `copies_state`: a copy of parameters
+    and optimizer state is held besides, as `averaging` does.
+    """
+    kept = 2 + OPTIMIZER_STATES[optimizer]
+    if copies_state:
+        kept += 1 + OPTIMIZER_STATES[optimizer]
+    state = network.num_parameters * kept + 2 * network.num_buffers
+    outputs = [layer.activations for layer in network.layers]
+    activations = samples * (sum(outputs) + max(outputs, default=0))
+    return PROCESS_BYTES + (state + activations) * element_bytes

@@ -1,0 +1,310 @@
+"""What was measured of machines, links and a network: a JSON file that people can read and edit.
+
+    profile.json
+      network      which one, for what images; a fingerprint of its layers
+      devices      seconds of loading, forward, backward by number of samples, and of each layer;
+                   of the optimizer's update; how much they vary
+      links        bandwidth and latency between machines
+      all_reduce   seconds and CPU time by size
+
+Times are means of steps in a row, since a step that a quota or a neighbour has stretched is as
+much part of a run as any other; how much they vary stands beside them, as deciles.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from convoy.cost.curve import Curve
+from convoy.errors import ProfileError
+
+VERSION = 1
+STEADY = (1.0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfiledNetwork:
+    """What was measured on the devices."""
+
+    name: str
+    input: tuple[int, ...]
+    """Channels, height, width of an image."""
+    classes: int
+    fingerprint: str
+    """Of its layers and their sizes (`cost.layers.fingerprint`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerProfile:
+    """One layer's seconds, by the device's numbers of samples."""
+
+    name: str
+    forward_s: tuple[float, ...]
+    backward_s: tuple[float, ...]
+    filters: Mapping[str, float] = field(default_factory=dict)
+    """Of a convolution: time of a fraction of its filters, relative to all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceProfile:
+    """One device's part in training this network."""
+
+    machine: str
+    device: str
+    """torch's name: "cpu", "cuda:0"."""
+    hardware: str
+    """The processor's name."""
+    cores: float
+    threads: int
+    memory_bytes: int
+    """What its machine, or the GPU, has for all."""
+    samples: tuple[int, ...]
+    load_s: tuple[float, ...]
+    """Fetching a batch and bringing it to the device."""
+    forward_s: tuple[float, ...]
+    backward_s: tuple[float, ...]
+    update_s: float
+    """The optimizer's step, and what else ends every step."""
+    replica_s: tuple[float, ...] = ()
+    """What a replica that exchanges gradients takes more in a step, bytes apart."""
+    alone: float = 1.0
+    """Time when the other devices rest, relative to the times here, when all worked at once."""
+    variation: tuple[float, ...] = STEADY
+    """Deciles of a step's time relative to the mean."""
+    layers: tuple[LayerProfile, ...] = ()
+    memory_formats: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of forward and backward in each layout that was tried."""
+
+    def __post_init__(self) -> None:
+        for name in ("load_s", "forward_s", "backward_s"):
+            self._check(name, getattr(self, name))
+        if self.replica_s:
+            self._check("replica_s", self.replica_s)
+        for layer in self.layers:
+            self._check(f"{layer.name}.forward_s", layer.forward_s)
+            self._check(f"{layer.name}.backward_s", layer.backward_s)
+
+    def _check(self, name: str, seconds: tuple[float, ...]) -> None:
+        try:
+            Curve(self.samples, seconds)
+        except ValueError as error:
+            raise ProfileError(f"{self.machine} ({self.device}), {name}: {error}") from None
+
+    def curve(self, phase: str) -> Curve:
+        """Seconds of `load`, `forward` or `backward` of the whole network, by samples."""
+        return Curve(self.samples, getattr(self, f"{phase}_s"))
+
+    def layer(self, name: str) -> LayerProfile:
+        """The layer called `name`; ProfileError if it was not measured."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise ProfileError(
+            f"the profile has no times of layer {name!r} on {self.machine} ({self.device}); it "
+            f"has {', '.join(known.name for known in self.layers) or 'none'}. Measure again: "
+            "convoy measure"
+        )
+
+    def same_device(self, other: DeviceProfile) -> bool:
+        """Whether `other` was taken of the same place."""
+        return (self.machine, self.device) == (other.machine, other.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkProfile:
+    """What was measured between two machines, or between two ranks of one machine."""
+
+    between: tuple[str, str]
+    bandwidth_bytes_s: float
+    latency_s: float
+    """One way."""
+    variation: tuple[float, ...] = STEADY
+    """Deciles of a transfer's time relative to the mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllReduceProfile:
+    """All-reduces among all of the profile's devices, by size."""
+
+    payload_bytes: tuple[int, ...]
+    seconds: tuple[float, ...]
+    cpu_s: tuple[tuple[float, ...], ...]
+    """CPU time of each rank, by size."""
+    variation: tuple[float, ...] = STEADY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Measured figures, and what they were measured of."""
+
+    network: ProfiledNetwork
+    precision: str
+    optimizer: str
+    memory_format: str
+    """The layout of all times here."""
+    batch_size: int
+    """The largest number of samples that was asked for."""
+    versions: Mapping[str, str]
+    devices: tuple[DeviceProfile, ...]
+    links: tuple[LinkProfile, ...] = ()
+    all_reduce: AllReduceProfile | None = None
+    created: str = ""
+    version: int = VERSION
+
+    def save(self, path: Path) -> None:
+        """Write the profile as JSON; never half of it.
+
+        Raises:
+            ProfileError: it cannot be written there.
+        """
+        from pydantic import TypeAdapter  # not wanted by those who only train
+
+        text = TypeAdapter(Profile).dump_json(self, indent=1).decode()
+        beside = path.with_name(path.name + ".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(_compact(text) + "\n", encoding="utf-8")
+            beside.replace(path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise ProfileError(f"cannot write the profile {path}: {error.strerror}") from None
+
+    def merged(self, newer: Profile) -> Profile:
+        """This profile with what `newer` measured put in its place, or added.
+
+        Raises:
+            ProfileError: the two were taken of different networks, precisions or versions.
+        """
+        reasons = differences(self, newer)
+        if reasons:
+            raise ProfileError(f"the two profiles cannot be merged: {'; '.join(reasons)}")
+        kept = tuple(
+            d for d in self.devices if not any(d.same_device(new) for new in newer.devices)
+        )
+        pairs = {frozenset(link.between) for link in newer.links}
+        links = tuple(link for link in self.links if frozenset(link.between) not in pairs)
+        whole = not kept  # an all-reduce stands for the devices that took part in it
+        return replace(
+            newer,
+            devices=(*kept, *newer.devices),
+            links=(*links, *newer.links),
+            all_reduce=newer.all_reduce if whole else newer.all_reduce or self.all_reduce,
+        )
+
+
+def load(path: Path) -> Profile:
+    """The profile in a file.
+
+    Raises:
+        ProfileError: no file, no profile, one of another version, or figures that cannot be.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(
+            f"cannot read the profile {path}: {error.strerror}. Make one: convoy measure --out "
+            f"{path}"
+        ) from None
+    except ValueError as error:
+        raise ProfileError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict) or "version" not in content:
+        raise ProfileError(f"{path} is not a profile: it has no version")
+    if content["version"] != VERSION:
+        raise ProfileError(
+            f"{path} is a profile of version {content['version']}, and this Convoy reads "
+            f"{VERSION}: measure again"
+        )
+    try:
+        return TypeAdapter(Profile).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ProfileError(f"{path}: {where}: {first['msg']}") from None
+    except ProfileError as error:
+        raise ProfileError(f"{path}: {error}") from None
+
+
+def differences(profile: Profile, wanted: Profile) -> list[str]:
+    """Why `profile` does not stand for what `wanted` was, or is to be, taken of; [] if it does.
+
+    Of `wanted` only what identifies it is looked at, so one without times will do.
+    """
+    reasons = []
+    for what, had, want in (
+        ("network", profile.network.name, wanted.network.name),
+        ("images", list(profile.network.input), list(wanted.network.input)),
+        ("classes", profile.network.classes, wanted.network.classes),
+        ("precision", profile.precision, wanted.precision),
+        ("optimizer", profile.optimizer, wanted.optimizer),
+        *((f"version of {n}", profile.versions.get(n), v) for n, v in wanted.versions.items()),
+    ):
+        if had != want:
+            reasons.append(f"{what}: taken with {had}, wanted is {want}")
+    if not reasons and profile.network.fingerprint != wanted.network.fingerprint:
+        reasons.append(f"network {wanted.network.name}: its layers have changed")
+    return reasons
+
+
+def misfits(profile: Profile, wanted: Profile) -> list[str]:
+    """As `differences`, and whether every device of `wanted` was measured as it is now."""
+    reasons = differences(profile, wanted)
+    if profile.batch_size < wanted.batch_size:
+        reasons.append(
+            f"batch size: taken up to {profile.batch_size}, wanted is {wanted.batch_size}"
+        )
+    for want in wanted.devices:
+        same = [d for d in profile.devices if d.same_device(want)]
+        name = f"{want.machine} ({want.device})"
+        if not same:
+            reasons.append(f"{name} was not measured")
+            continue
+        for what in ("hardware", "cores", "threads"):
+            had, now = getattr(same[0], what), getattr(want, what)
+            if had != now:
+                reasons.append(f"{name}, {what}: taken on {had}, now it is {now}")
+    return reasons
+
+
+def checked(profile: Profile, wanted: Profile, source: str) -> Profile:
+    """`profile`, if it stands for `wanted`.
+
+    Raises:
+        ProfileError: it does not; says why.
+    """
+    reasons = misfits(profile, wanted)
+    if reasons:
+        raise ProfileError(
+            f"the profile {source} does not fit: {'; '.join(reasons)}. Measure again: convoy "
+            "measure"
+        )
+    return profile
+
+
+def _compact(text: str) -> str:
+    """JSON with its lists of numbers on one line each."""
+    content: Any = json.loads(text)
+    return _lines(content, "")
+
+
+def _lines(value: Any, indent: str) -> str:
+    deeper = indent + " "
+    if isinstance(value, dict) and value:
+        rows = [f"{deeper}{json.dumps(k)}: {_lines(v, deeper)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return "[\n" + ",\n".join(deeper + _lines(v, deeper) for v in value) + f"\n{indent}]"
+    if isinstance(value, float):
+        return repr(float(f"{value:.5g}"))
+    if isinstance(value, list) and _is_numbers(value):
+        return "[" + ", ".join(_lines(v, deeper) for v in value) + "]"
+    return json.dumps(value)
+
+
+def _is_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

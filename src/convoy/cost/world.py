@@ -1,0 +1,284 @@
+"""The devices of a cluster with their measured costs, and what joins them.
+
+    profile (measured)  ──┐
+                          ├─▶ World ─▶ seconds of a Compute, Fabric ─▶ simulate
+    cluster (described) ──┘
+
+A machine that is `like` another has its figures, its `speed` times as fast. Links that were
+measured are as measured; others are as the cluster file says.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from convoy.cluster import Cluster
+from convoy.cost.curve import Curve
+from convoy.cost.fabric import AllReduce, Fabric, all_reduce_flow
+from convoy.cost.profile import AllReduceProfile, DeviceProfile, Profile
+from convoy.cost.schedule import Compute
+from convoy.errors import ProfileError
+
+TRANSFER_CPU_S_PER_BYTE = 1e-9
+"""Where no all-reduce was measured: about what a kernel takes to copy and to add."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A device that may take part in training, and what its work takes."""
+
+    machine: str
+    device: str
+    host: int
+    """Which machine of the world it is on."""
+    profile: DeviceProfile
+    speed: float = 1.0
+    """How many times as fast as the one that was measured."""
+    measured_as: int = 0
+    """Its position in the profile."""
+
+    @cached_property
+    def whole(self) -> Curve:
+        """Seconds of a step alone: loading, forward, backward, update."""
+        profile = self.profile
+        phases = (profile.load_s, profile.forward_s, profile.backward_s)
+        sums = tuple(profile.update_s + sum(s) for s in zip(*phases, strict=True))
+        return Curve(profile.samples, sums).scaled(1 / self.speed)
+
+    @cached_property
+    def replica(self) -> Curve:
+        """Seconds that a step takes longer for one who exchanges gradients."""
+        profile = self.profile
+        extra = profile.replica_s or (0.0,) * len(profile.samples)
+        return Curve(profile.samples, extra).scaled(1 / self.speed)
+
+    def seconds(self, compute: Compute) -> float:
+        """What `compute` takes here while the other devices work too."""
+        if compute.phase == "update":
+            return self.profile.update_s / self.speed
+        if compute.phase == "replica":
+            return self.replica(compute.samples)
+        return self._curve(compute.phase, compute.layer)(compute.samples)
+
+    @cached_property
+    def _curves(self) -> dict[tuple[str, str], Curve]:
+        return {}
+
+    def _curve(self, phase: str, layer: str) -> Curve:
+        key = (phase, layer)
+        if key not in self._curves:
+            if layer:
+                seconds = getattr(self.profile.layer(layer), f"{phase}_s")
+                curve = Curve(self.profile.samples, seconds)
+            else:
+                curve = self.profile.curve(phase)
+            self._curves[key] = curve.scaled(1 / self.speed)
+        return self._curves[key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Everything that could take part."""
+
+    devices: tuple[Device, ...]
+    bandwidths: dict[tuple[int, int], float]
+    """Bytes/s from one machine to another, or within one."""
+    latencies: dict[tuple[int, int], float]
+    """Seconds, one way."""
+    all_reduce: AllReduceProfile | None = None
+    all_reduce_kind: AllReduce = "ring"
+    num_measured: int = 1
+    """Devices that took part in the measured all-reduces, and that worked at once."""
+    overhead: Curve | None = None
+    """Seconds, by payload, that the measured all-reduces took besides the bytes' way."""
+
+    def fabric(self, picks: Sequence[int], *, bandwidth: float | None = None) -> Fabric:
+        """Hosts and links of the picked devices; all links between machines at `bandwidth`."""
+        hosts = tuple(self.devices[pick].host for pick in picks)
+        used = sorted(set(hosts))
+        between: dict[tuple[int, int], float] = {}
+        latencies: dict[tuple[int, int], float] = {}
+        for a in used:
+            for b in used:
+                if a != b:
+                    between[a, b] = bandwidth or self.bandwidths[a, b]
+                    latencies[a, b] = self.latencies[a, b]
+        up = {a: max((w for (s, _), w in between.items() if s == a), default=1.0) for a in used}
+        down = {a: max((w for (_, d), w in between.items() if d == a), default=1.0) for a in used}
+        slower = {p: w for p, w in between.items() if w < min(up[p[0]], down[p[1]])}
+        inside = [self.bandwidths[a, a] for a in used if (a, a) in self.bandwidths]
+        count = len(picks)
+        return Fabric(
+            hosts=hosts,
+            up=up,
+            down=down,
+            between=slower,
+            within=min(inside, default=float("inf")),
+            latencies=latencies,
+            all_reduce=self.all_reduce_kind,
+            overhead=self._overhead(count),
+            cpu=tuple(self._cpu(pick, count) for pick in picks),
+        )
+
+    def seconds(
+        self, picks: Sequence[int], rng: random.Random | None = None
+    ) -> Callable[[Compute], float]:
+        """What a Compute takes on the picked devices; with `rng`, as it may turn out.
+
+        A device's whole step is faster or slower by one factor, drawn from its measured deciles.
+        """
+        devices = [self.devices[pick] for pick in picks]
+        ease = [self._ease(pick, len(picks)) for pick in picks]
+        drawn: dict[tuple[int, int], float] = {}
+
+        def of(compute: Compute) -> float:
+            seconds = devices[compute.rank].seconds(compute) * ease[compute.rank]
+            if rng is None:
+                return seconds
+            key = (compute.rank, compute.step)
+            if key not in drawn:
+                drawn[key] = rng.choice(devices[compute.rank].profile.variation)
+            return seconds * drawn[key]
+
+        return of
+
+    def step_curve(self, pick: int, count: int, payload_bytes: int = 0) -> Curve:
+        """A step of one device among `count`, exchanging gradients of that size, by samples."""
+        device = self.devices[pick]
+        curve = device.whole
+        if payload_bytes:
+            sums = zip(curve.seconds, device.replica.seconds, strict=True)
+            curve = Curve(curve.samples, tuple(map(sum, sums)))
+            curve = curve.plus(self._cpu(pick, count)(payload_bytes))
+        return curve.scaled(self._ease(pick, count))
+
+    def _ease(self, pick: int, count: int) -> float:
+        """Of the measured time, what it takes when only `count` devices work."""
+        alone = self.devices[pick].profile.alone
+        if self.num_measured == 1 or count >= self.num_measured:
+            return 1.0
+        return alone + (1 - alone) * (count - 1) / (self.num_measured - 1)
+
+    def _overhead(self, count: int) -> Curve | None:
+        """As `overhead`, among `count`: a ring has 2 (n - 1) rounds."""
+        if self.overhead is None or count < 2:
+            return None
+        return self.overhead.scaled((count - 1) / (self.num_measured - 1))
+
+    def _cpu(self, pick: int, count: int) -> Curve:
+        """Seconds of a device that a collective among `count` costs, by payload bytes.
+
+        A device with a core to spare lets that one move the bytes. In a ring of n each rank moves
+        2 (n - 1) / n of the payload.
+        """
+        device = self.devices[pick]
+        profile = device.profile
+        spare = profile.cores - profile.threads >= 1 or profile.device.startswith("cuda")
+        if count < 2 or spare:
+            return Curve((1,), (0.0,))
+        part = (count - 1) / count / (min(1.0, profile.cores) * device.speed)
+        measured = self.all_reduce
+        if measured is None or device.measured_as >= len(measured.cpu_s):
+            return Curve((1, 2**30), (0.0, 2**30 * TRANSFER_CPU_S_PER_BYTE)).scaled(2 * part)
+        n = self.num_measured
+        of_rank = Curve(measured.payload_bytes, measured.cpu_s[device.measured_as])
+        return of_rank.scaled(part * n / (n - 1))
+
+
+def world_of(
+    profile: Profile, cluster: Cluster | None = None, *, all_reduce: AllReduce = "ring"
+) -> World:
+    """The measured devices; with a `cluster`, those of its machines, hypothetical ones too.
+
+    Raises:
+        ProfileError: a machine of the cluster, or the one it is like, was not measured.
+    """
+    devices: list[Device] = []
+    names: list[str] = []
+    if cluster is None:
+        names = list(dict.fromkeys(d.machine for d in profile.devices))
+        stands_for = {name: (name, 1.0) for name in names}
+    else:
+        names = [machine.name for machine in cluster.machines]
+        stands_for = {}
+        for name in names:
+            reference, speed = cluster.reference(name)
+            stands_for[name] = (reference.name, speed)
+    for host, name in enumerate(names):
+        like, speed = stands_for[name]
+        found = [(i, d) for i, d in enumerate(profile.devices) if d.machine == like]
+        if not found:
+            known = ", ".join(dict.fromkeys(d.machine for d in profile.devices))
+            raise ProfileError(
+                f"{name} has no figures: the profile has none of {like}, only of {known}. "
+                "Measure it: convoy measure"
+            )
+        devices += [
+            Device(
+                machine=name,
+                device=d.device,
+                host=host,
+                profile=d,
+                speed=speed,
+                measured_as=i,
+            )
+            for i, d in found
+        ]
+    bandwidths, latencies = _links(profile, cluster, names, stands_for)
+    world = World(
+        devices=tuple(devices),
+        bandwidths=bandwidths,
+        latencies=latencies,
+        all_reduce=profile.all_reduce,
+        all_reduce_kind=all_reduce,
+        num_measured=max(1, len(profile.all_reduce.cpu_s) if profile.all_reduce else 1),
+    )
+    return replace(world, overhead=_overhead(world, profile))
+
+
+def _links(
+    profile: Profile,
+    cluster: Cluster | None,
+    names: Sequence[str],
+    stands_for: dict[str, tuple[str, float]],
+) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
+    measured = {frozenset(link.between): link for link in profile.links}
+    bandwidths: dict[tuple[int, int], float] = {}
+    latencies: dict[tuple[int, int], float] = {}
+    for i, a in enumerate(names):
+        for j, b in enumerate(names):
+            link = measured.get(frozenset((a, b)))
+            if link is None and i == j:
+                link = measured.get(frozenset((stands_for[a][0],)))
+            if link is not None:
+                bandwidths[i, j], latencies[i, j] = link.bandwidth_bytes_s, link.latency_s
+            elif i != j:
+                if cluster is None:
+                    raise ProfileError(
+                        f"the profile has no link between {a} and {b}: measure them together, or "
+                        "describe it in a cluster file"
+                    )
+                described = cluster.link(a, b)
+                bandwidths[i, j] = described.bandwidth_bit_s / 8
+                latencies[i, j] = described.latency_s
+    return bandwidths, latencies
+
+
+def _overhead(world: World, profile: Profile) -> Curve | None:
+    """What the measured all-reduces took more than their bytes take over their links."""
+    measured = profile.all_reduce
+    if measured is None:
+        return None
+    places = {(d.machine, d.device): i for i, d in enumerate(world.devices)}
+    of_devices = [places.get((d.machine, d.device)) for d in profile.devices]
+    known = [pick for pick in of_devices if pick is not None][: world.num_measured]
+    fabric = world.fabric(known)
+    excess = []
+    for size, seconds in zip(measured.payload_bytes, measured.seconds, strict=True):
+        load, delay = all_reduce_flow(fabric, tuple(range(len(known))), size)
+        way = max((amount / fabric.capacity(link) for link, amount in load.items()), default=0.0)
+        excess.append(max(0.0, seconds - delay - way))
+    return Curve(measured.payload_bytes, tuple(excess))

@@ -1,0 +1,93 @@
+"""A ranking in words: what to use, what to leave out, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from convoy.cost.world import World
+from convoy.planner.predict import Prediction, Task
+
+
+def advise(world: World, task: Task, found: Sequence[Prediction], break_even: float | None) -> str:
+    """The verdict in words."""
+    best = found[0]
+    if not best.feasible:
+        return f"No plan can be carried out. {best.reason}"
+    single = next((p for p in found if len(p.picks) == 1 and p.feasible), None)
+    sentences = [f"Use {_described(world, best)}: {best.images_per_s:,.0f} images/s."]
+    if single is not None and single is not best:
+        gain = single.step_s / best.step_s
+        sentences.append(
+            f"That is {gain:.2f} times as fast as {_name(world, single.picks[0])} alone."
+        )
+    outside = [pick for pick in range(len(world.devices)) if pick not in best.picks]
+    sentences += [_why_not(world, task, found, best, pick) for pick in outside]
+    if break_even is not None:
+        below = "Below" if len(best.picks) > 1 else "It would take links of"
+        after = (
+            "of bandwidth between machines, one machine is faster."
+            if len(best.picks) > 1
+            else "for several machines to be faster than one."
+        )
+        sentences.append(f"{below} {_bits(break_even)} {after}")
+    elif len(best.picks) == 1 and len(world.devices) > 1:
+        sentences.append("No link would be fast enough for several machines to be faster.")
+    return " ".join(sentences)
+
+
+def _why_not(
+    world: World, task: Task, found: Sequence[Prediction], best: Prediction, pick: int
+) -> str:
+    """Why a device stays out: with it, a step takes as long or longer."""
+    name = _name(world, pick)
+    wider = [
+        p
+        for p in found
+        if p.feasible and set(p.picks) == {*best.picks, pick} and p.plan is not None
+    ]
+    if not wider:
+        return f"Leave {name} out."
+    p = min(wider, key=lambda p: p.step_s)
+    change = p.step_s / best.step_s - 1
+    if change < 0:
+        return f"Leave {name} out: it would save only {-change:.1%} of a step."
+    assert p.plan is not None
+    share = p.plan.shares[p.picks.index(pick)]
+    alone = world.step_curve(pick, len(p.picks))(share)
+    cause = (
+        f"its {share} of {task.batch_size} samples take it {alone * 1e3:.0f} ms, and the exchange "
+        "the rest"
+        if alone < p.step_s
+        else f"even {share} of {task.batch_size} samples take it {alone * 1e3:.0f} ms"
+    )
+    return (
+        f"Leave {name} out: with it a step takes {p.step_s * 1e3:.0f} ms instead of "
+        f"{best.step_s * 1e3:.0f}: {cause}."
+    )
+
+
+def _described(world: World, prediction: Prediction) -> str:
+    if len(prediction.picks) == 1:
+        return f"{_name(world, prediction.picks[0])} alone"
+    assert prediction.plan is not None
+    size = prediction.plan.problem.batch_size
+    parts = [
+        f"{_name(world, pick)} ({share / size:.0%})"
+        for pick, share in zip(prediction.picks, prediction.plan.shares, strict=True)
+    ]
+    return f"{prediction.strategy.name} on {', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _name(world: World, pick: int) -> str:
+    device = world.devices[pick]
+    same = [i for i, d in enumerate(world.devices) if d.machine == device.machine]
+    if len(same) == 1:
+        return device.machine
+    return f"{device.machine} ({device.device}, {same.index(pick) + 1} of {len(same)})"
+
+
+def _bits(bits_s: float) -> str:
+    for unit, size in (("Gbit/s", 1e9), ("Mbit/s", 1e6)):
+        if bits_s >= size:
+            return f"{bits_s / size:.3g} {unit}"
+    return f"{bits_s / 1e3:.3g} kbit/s"

@@ -1,0 +1,183 @@
+"""What one way of training on some devices is expected to cost."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from convoy.cost.layers import NetworkFacts
+from convoy.cost.memory import peak_bytes
+from convoy.cost.schedule import Schedule, in_a_row, sent_by_rank
+from convoy.cost.simulate import Played, simulate
+from convoy.cost.world import World
+from convoy.errors import UsageError
+from convoy.strategies import Plan, Problem, Strategy, Worker
+
+DRAWS = 30
+"""How many steps, or periods of steps, are played with drawn variation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is to be trained, apart from where and how."""
+
+    network: NetworkFacts
+    batch_size: int
+    optimizer: str = "sgd"
+    element_bytes: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One way of training, and what it is expected to cost."""
+
+    strategy: Strategy
+    picks: tuple[int, ...]
+    """Positions of its devices in the world, by rank."""
+    plan: Plan | None
+    """None if there is none; `reason` says why."""
+    step_s: float = float("inf")
+    """Mean over many steps."""
+    step_p90_s: float = float("inf")
+    sent_bytes_per_step: float = 0.0
+    """Payload bytes of all ranks together, mean over steps."""
+    link_bytes: dict[str, float] | None = None
+    """By "from -> to" between machines, per step."""
+    peak_bytes: tuple[int, ...] = ()
+    """By rank."""
+    feasible: bool = True
+    reason: str = ""
+
+    @property
+    def images_per_s(self) -> float:
+        """Throughput; 0 where there is no plan."""
+        return self.plan.problem.batch_size / self.step_s if self.plan else 0.0
+
+
+def predict(
+    world: World,
+    task: Task,
+    strategy: Strategy,
+    picks: Sequence[int],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    bandwidth: float | None = None,
+    shares: tuple[int, ...] | None = None,
+) -> Prediction:
+    """What `strategy` costs on these devices.
+
+    Args:
+        draws: periods of steps to play with drawn variation; 0 plays one without.
+        bandwidth: of all links between machines, in bytes/s, in place of their own.
+        shares: samples by rank, in place of those that the strategy plans.
+    """
+    picks = tuple(picks)
+    try:
+        plan = strategy.plan(problem_of(world, task, strategy, picks))
+    except UsageError as error:
+        return Prediction(
+            strategy=strategy, picks=picks, plan=None, feasible=False, reason=str(error)
+        )
+    if shares is not None:
+        plan = replace(plan, shares=shares)
+    # a strategy may leave out who is slower, as `single` does
+    picks = tuple(worker.index for worker in plan.problem.workers)
+    fabric = world.fabric(picks, bandwidth=bandwidth)
+    first, count = strategy.period(plan)
+    schedules = [strategy.schedule(plan, first + i) for i in range(count)]
+    whole = in_a_row(schedules)
+    times = []
+    rng = random.Random(seed)
+    for _ in range(max(1, draws)):
+        seconds = world.seconds(picks, rng if draws else None)
+        times.append(simulate(whole, seconds, fabric).step_s / count)
+    memory = tuple(
+        peak_bytes(
+            task.network,
+            samples,
+            optimizer=task.optimizer,
+            element_bytes=task.element_bytes,
+            copies_state=count > 1 and len(picks) > 1,
+        )
+        for samples in plan.shares
+    )
+    reason = _too_large(world, picks, memory)
+    tenths = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
+    return Prediction(
+        strategy=strategy,
+        picks=picks,
+        plan=plan,
+        step_s=statistics.fmean(times),
+        step_p90_s=tenths[-1],
+        sent_bytes_per_step=sum(sent_by_rank(whole, len(picks))) / count,
+        link_bytes=_link_bytes(world, picks, whole, count),
+        peak_bytes=memory,
+        feasible=not reason,
+        reason=reason,
+    )
+
+
+def play(world: World, prediction: Prediction) -> tuple[Schedule, Played]:
+    """One average step of a predicted plan, operation by operation."""
+    assert prediction.plan is not None
+    first, count = prediction.strategy.period(prediction.plan)
+    schedule = prediction.strategy.schedule(prediction.plan, first + count - 1)
+    fabric = world.fabric(prediction.picks)
+    return schedule, simulate(schedule, world.seconds(prediction.picks), fabric)
+
+
+def problem_of(world: World, task: Task, strategy: Strategy, picks: Sequence[int]) -> Problem:
+    """The problem that `strategy` gets to plan for on these devices."""
+    several = len(picks) > 1
+    payload = task.network.num_parameters * task.element_bytes
+    exchanged = payload if several and strategy.exchanges_gradients else 0
+    workers = tuple(
+        Worker(
+            index=pick,
+            machine=world.devices[pick].machine,
+            device=world.devices[pick].device,
+            seconds=world.step_curve(pick, len(picks), exchanged),
+        )
+        for pick in picks
+    )
+    return Problem(
+        batch_size=task.batch_size,
+        workers=workers,
+        network=task.network,
+        element_bytes=task.element_bytes,
+    )
+
+
+def _too_large(world: World, picks: Sequence[int], memory: Sequence[int]) -> str:
+    needed: dict[tuple[int, str], int] = {}
+    for pick, size in zip(picks, memory, strict=True):
+        device = world.devices[pick]
+        key = (device.host, device.device)
+        needed[key] = needed.get(key, 0) + size
+    for pick in picks:
+        device = world.devices[pick]
+        has, wants = device.profile.memory_bytes, needed[device.host, device.device]
+        if wants > has:
+            return (
+                f"{device.machine} ({device.device}) has {has / 2**30:.1f} GiB of memory, and "
+                f"about {wants / 2**30:.1f} GiB are needed there. Try a smaller --batch-size"
+            )
+    return ""
+
+
+def _link_bytes(
+    world: World, picks: Sequence[int], schedule: Schedule, steps: int
+) -> dict[str, float]:
+    """Bytes per step between machines; a rank of a ring sends to the next one."""
+    sent = sent_by_rank(schedule, len(picks))
+    links: dict[str, float] = {}
+    for rank, size in enumerate(sent):
+        source = world.devices[picks[rank]]
+        target = world.devices[picks[(rank + 1) % len(picks)]]
+        if size and source.host != target.host:
+            name = f"{source.machine} -> {target.machine}"
+            links[name] = links.get(name, 0.0) + size / steps
+    return links

@@ -1,0 +1,164 @@
+"""Ranks every strategy on every useful subset of a world's devices.
+
+    strategies x subsets of devices ─▶ shares ─▶ schedule ─▶ simulate ─▶ step time ─▶ ranked
+
+With up to 8 devices every subset is looked at. With more, devices are put in order of speed and
+the search goes from the best single one over growing prefixes of that order, then adds, drops or
+swaps one device at a time while that helps: devices differ in speed and link only, so a plan that
+leaves out a faster one for a slower is rarely any good, and the swaps find where it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from convoy.cost.world import World
+from convoy.errors import UsageError
+from convoy.planner.advice import advise
+from convoy.planner.predict import Prediction, Task, predict
+from convoy.strategies import Strategy
+
+EXACT_UP_TO = 8
+REFINED = 4
+"""How many plans of each strategy are played with variation; the others once, on average."""
+WORTH_IT = 0.02
+"""A machine that shortens a step by less than this part is not worth its keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """All plans, best first, and what follows from them."""
+
+    world: World
+    task: Task
+    predictions: tuple[Prediction, ...]
+    advice: str
+    break_even_bandwidth: float | None
+    """Bits/s of the links below which one machine is faster; None where it always is."""
+
+    @property
+    def best(self) -> Prediction:
+        """The plan to take.
+
+        Raises:
+            UsageError: no plan can be carried out.
+        """
+        first = self.predictions[0]
+        if not first.feasible:
+            raise UsageError(f"no plan can be carried out: {first.reason}")
+        return first
+
+    @property
+    def best_single(self) -> Prediction | None:
+        """The fastest device alone."""
+        return next((p for p in self.predictions if len(p.picks) == 1 and p.feasible), None)
+
+
+def rank_plans(
+    world: World, task: Task, strategies: Sequence[Strategy], *, seed: int = 0
+) -> Ranking:
+    """Predict every strategy on every useful subset of the world's devices."""
+    found: list[Prediction] = []
+    for strategy in strategies:
+        found += _of_strategy(world, task, strategy, seed)
+    found.sort(key=lambda p: (not p.feasible, p.step_s, len(p.picks)))
+    found = _frugal_first(found)
+    break_even = _break_even(world, task, found)
+    return Ranking(
+        world=world,
+        task=task,
+        predictions=tuple(found),
+        advice=advise(world, task, found, break_even),
+        break_even_bandwidth=break_even,
+    )
+
+
+def _of_strategy(world: World, task: Task, strategy: Strategy, seed: int) -> list[Prediction]:
+    """Every useful subset: all by an average step, the best ones with variation."""
+    known: dict[tuple[int, ...], Prediction] = {}
+
+    def look(picks: Iterable[int]) -> Prediction:
+        key = tuple(sorted(picks))
+        if key not in known:
+            known[key] = predict(world, task, strategy, key, draws=0)
+        return known[key]
+
+    everyone = range(len(world.devices))
+    if not strategy.uses_several:
+        for pick in everyone:
+            look((pick,))
+    elif len(everyone) <= EXACT_UP_TO:
+        for size in range(2, len(everyone) + 1):
+            for picks in itertools.combinations(everyone, size):
+                look(picks)
+    else:
+        _search(world, task, look)
+    ordered = sorted(known.values(), key=lambda p: (not p.feasible, p.step_s))
+    keep = len(ordered) if not strategy.uses_several else REFINED
+    refined = [
+        predict(world, task, strategy, p.picks, seed=seed) if p.plan else p for p in ordered[:keep]
+    ]
+    return refined + ordered[keep:]
+
+
+def _search(world: World, task: Task, look: Callable[[Iterable[int]], Prediction]) -> None:
+    """Prefixes of the order by speed, then one device in, out or exchanged while that helps."""
+    size = task.batch_size
+    order = sorted(
+        range(len(world.devices)), key=lambda i: world.devices[i].whole(max(1, size // 2))
+    )
+    counts = sorted({min(len(order), c) for c in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)})
+    prefixes = [look(order[:count]) for count in {*counts, len(order)}]
+    best = min(prefixes, key=lambda p: (not p.feasible, p.step_s))
+    while True:
+        inside, outside = list(best.picks), [i for i in order if i not in best.picks][:4]
+        trials = [look([*inside, other]) for other in outside]
+        if len(inside) > 2:
+            trials += [look([i for i in inside if i != out]) for out in inside[-8:]]
+        trials += [
+            look([*(i for i in inside if i != out), other])
+            for out in inside[-4:]
+            for other in outside
+        ]
+        better = min(trials, key=lambda p: (not p.feasible, p.step_s), default=best)
+        if not better.feasible or better.step_s >= best.step_s * 0.999:
+            return
+        best = better
+
+
+def _frugal_first(found: list[Prediction]) -> list[Prediction]:
+    """The best plan, or one of fewer devices that is hardly slower, in front."""
+    if not found or not found[0].feasible:
+        return found
+    enough = found[0].step_s * (1 + WORTH_IT)
+    near = [p for p in found if p.feasible and p.step_s <= enough]
+    chosen = min(near, key=lambda p: (len(p.picks), p.step_s))
+    return [chosen, *(p for p in found if p is not chosen)]
+
+
+def _break_even(world: World, task: Task, found: Sequence[Prediction]) -> float | None:
+    """Bits/s at which the best plan of several machines is as fast as the best single device."""
+    single = next((p for p in found if len(p.picks) == 1 and p.feasible), None)
+    several = [
+        p for p in found if p.feasible and len({world.devices[pick].host for pick in p.picks}) > 1
+    ]
+    if single is None or not several:
+        return None
+    best = several[0]
+
+    def step_s(bandwidth: float) -> float:
+        return predict(world, task, best.strategy, best.picks, draws=0, bandwidth=bandwidth).step_s
+
+    alone = predict(world, task, single.strategy, single.picks, draws=0).step_s
+    low, high = 1e3, 1e12
+    if step_s(high) >= alone:
+        return None
+    while high / low > 1.02:
+        middle = (low * high) ** 0.5
+        if step_s(middle) < alone:
+            high = middle
+        else:
+            low = middle
+    return 8 * high

@@ -1,0 +1,306 @@
+"""Measures machines, links and a network: what `convoy measure` does.
+
+    all devices at once     steps at many batch sizes             10 s
+    one after another       steps while the others rest            1 s each
+    all at once             layers, parts of convolutions          3 s
+    pairs, then all         links, all-reduces                     1 s a pair, and 3 s
+
+Devices work at the same time since in a run they do: ranks of one machine share its memory's
+bandwidth, and machines of a lab share a computer. How much faster each is alone is measured
+besides, for plans that use one machine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from convoy.cost.layers import fingerprint, layers_of
+from convoy.cost.profile import (
+    AllReduceProfile,
+    DeviceProfile,
+    LayerProfile,
+    LinkProfile,
+    Profile,
+    ProfiledNetwork,
+)
+from convoy.errors import CrewError
+from convoy.runtime.formation import Job
+from convoy.runtime.ingredients import build_network, open_data
+from convoy.runtime.member_handle import GONE, START_TIMEOUT_S, foreign_error
+from convoy.runtime.observer import Observer
+from convoy.runtime.placement import Place, threads_at
+from convoy.runtime.surveyor import Orders, Steps, Surveyor
+from convoy.version import __version__
+
+STEPS_S, ALONE_S, LAYERS_S, FILTERS_S = 10.0, 1.0, 1.5, 1.5
+ANSWER_TIMEOUT_S = 300.0
+"""For one question; a slow device measures a large network for minutes."""
+ALL_REDUCE_BYTES = (8, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
+ALL_REDUCE_S = 1.0
+"""How long each size goes on, about."""
+
+
+def identity(job: Job) -> Profile:
+    """A profile without times: what one has to be of to stand for `job`."""
+    data = open_data(job)
+    settings = job.settings
+    model = build_network(job.network, data, settings.seed)
+    shape = data.train.image_shape
+    return Profile(
+        network=ProfiledNetwork(
+            name=settings.network,
+            input=tuple(shape),
+            classes=data.train.num_classes,
+            fingerprint=fingerprint(layers_of(model, shape)),
+        ),
+        precision=settings.precision,
+        optimizer=settings.optimizer,
+        memory_format=settings.memory_format,
+        batch_size=settings.batch_size,
+        versions={"convoy": __version__, "torch": torch.__version__.partition("+")[0]},
+        devices=(),
+    )
+
+
+def survey(job: Job, places: Sequence[Place], observer: Observer) -> Profile:
+    """Measure `places` with the job's network.
+
+    Raises:
+        CrewError: a device cannot be measured, or its machine died meanwhile.
+    """
+    party = _Party(job, places)
+    try:
+        observer.say(f"measuring {', '.join(f'{p.machine} ({p.device})' for p in places)}")
+        about = party.ask("prepare", [(party.job,)] * len(places), START_TIMEOUT_S)
+        layout, layouts = _choose_layout(job, party)
+        sizes = ladder(job.settings.batch_size)
+        orders = Orders(layout=layout, samples=sizes, seconds=STEPS_S)
+        found: list[Steps] = party.ask("steps", [(orders,)] * len(places))
+        layers = party.ask("layers", [(steps.samples[-3:], LAYERS_S) for steps in found])
+        filters = party.ask("filters", [(steps.samples[-1], FILTERS_S) for steps in found])
+        alone = [1.0]
+        if len(places) > 1:
+            observer.say("measuring each machine while the others rest")
+            alone = _measure_alone(party, found)
+            observer.say("measuring the links between them")
+        devices = [
+            _device_profile(place, party.threads[i], about[i], found[i], layers[i], filters[i])
+            for i, place in enumerate(places)
+        ]
+        links, all_reduce = _measure_links(party, places, job.settings.timeout_s)
+    finally:
+        party.end()
+    wanted = identity(job)
+    return Profile(
+        network=wanted.network,
+        precision=wanted.precision,
+        optimizer=wanted.optimizer,
+        memory_format=layout,
+        batch_size=wanted.batch_size,
+        versions=wanted.versions,
+        devices=tuple(
+            replace(device, alone=alone[i], memory_formats=layouts[i])
+            for i, device in enumerate(devices)
+        ),
+        links=tuple(links),
+        all_reduce=all_reduce,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def ladder(batch_size: int) -> tuple[int, ...]:
+    """Batch sizes to measure: powers of two, three quarters of the last ones, and the whole."""
+    doubling = [2**i for i in range(batch_size.bit_length()) if 2**i < batch_size]
+    between = [3 * size // 2 for size in doubling[-3:] if size > 1 and 3 * size // 2 < batch_size]
+    return tuple(sorted({*doubling, *between, batch_size}))
+
+
+class _Party:
+    """The surveyors, and questions to all or some of them at once."""
+
+    def __init__(self, job: Job, places: Sequence[Place]) -> None:
+        self.places = places
+        self.job = ray.put(job)
+        self.threads = [threads_at(place, places, job.settings) for place in places]
+        self._actors = [
+            ray.remote(Surveyor)
+            .options(
+                num_gpus=1 if place.device.startswith("cuda") else 0,
+                num_cpus=self.threads[i] if place.shared else 0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(place.node_id, soft=False),
+            )
+            .remote(place.address, place.device, self.threads[i])
+            for i, place in enumerate(places)
+        ]
+
+    def ask(
+        self,
+        method: str,
+        arguments: Sequence[tuple[Any, ...]],
+        timeout_s: float = ANSWER_TIMEOUT_S,
+        ranks: Sequence[int] | None = None,
+    ) -> list[Any]:
+        """Call `method` of every surveyor, or of `ranks`, with its arguments; wait for all."""
+        asked = list(range(len(self.places)) if ranks is None else ranks)
+        answers = [
+            getattr(self._actors[rank], method).remote(*given)
+            for rank, given in zip(asked, arguments, strict=True)
+        ]
+        found = []
+        for rank, answer in zip(asked, answers, strict=True):
+            where = f"{self.places[rank].machine} ({self.places[rank].device})"
+            try:
+                found.append(ray.get(answer, timeout=timeout_s))
+            except GetTimeoutError:
+                raise CrewError(
+                    f"{where} did not answer within {timeout_s:.0f} s while it was measured"
+                ) from None
+            except RayTaskError as error:
+                raise foreign_error(error, where) from None
+            except GONE:
+                raise CrewError(
+                    f"{where} died while it was measured; no profile is written. Start it again, "
+                    "or take it out of the cluster file, and measure anew"
+                ) from None
+        return found
+
+    def end(self) -> None:
+        """Let all of them go."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+def _choose_layout(job: Job, party: _Party) -> tuple[str, list[dict[str, float]]]:
+    """The layout that is faster where it matters most: on the device that takes longest."""
+    asked = job.settings.memory_format
+    count = len(party.places)
+    samples = max(2, math.ceil(job.settings.batch_size / count / 2))
+    found: list[dict[str, float]] = party.ask("layouts", [(samples,)] * count)
+    if asked != "auto":
+        return asked, found
+    slowest = {layout: max(times[layout] for times in found) for layout in found[0]}
+    return min(slowest, key=slowest.__getitem__), found
+
+
+def _measure_alone(party: _Party, found: Sequence[Steps]) -> list[float]:
+    factors = []
+    for rank, steps in enumerate(found):
+        seconds = [sum(phases) for phases in zip(*steps.seconds.values(), strict=True)]
+        # a size that takes long enough to be timed well, and not too long
+        at = next((i for i, s in enumerate(seconds) if s > 0.05), len(seconds) - 1)
+        (alone,) = party.ask("alone", [(steps.samples[at], ALONE_S)], ranks=[rank])
+        factors.append(min(1.0, alone / seconds[at]))
+    return factors
+
+
+def _device_profile(
+    place: Place,
+    threads: int,
+    about: dict[str, Any],
+    steps: Steps,
+    layers: dict[str, Any],
+    filters: dict[str, dict[str, float]],
+) -> DeviceProfile:
+    return DeviceProfile(
+        machine=place.machine,
+        device=place.device,
+        hardware=about["hardware"],
+        cores=place.cores,
+        threads=threads,
+        memory_bytes=about["memory_bytes"],
+        samples=steps.samples,
+        load_s=steps.seconds["load"],
+        forward_s=steps.seconds["forward"],
+        backward_s=steps.seconds["backward"],
+        update_s=statistics.median(steps.seconds["update"]),
+        replica_s=steps.replica_s,
+        variation=steps.variation,
+        layers=tuple(
+            LayerProfile(
+                name=name,
+                **_spread(steps, forward, backward, layers),
+                filters=filters.get(name, {}),
+            )
+            for name, (forward, backward) in layers.items()
+        ),
+    )
+
+
+def _spread(
+    steps: Steps,
+    forward: tuple[float, ...],
+    backward: tuple[float, ...],
+    layers: dict[str, Any],
+) -> dict[str, tuple[float, ...]]:
+    """One layer's part of the whole network's times, at all of its batch sizes.
+
+    Layers were timed at the largest sizes only; at the others, the smallest of those stands.
+    """
+    timed = len(forward)
+    parts: dict[str, tuple[float, ...]] = {}
+    for phase, own, place in (("forward", forward, 0), ("backward", backward, 1)):
+        sums = [sum(times[place][i] for times in layers.values()) or 1.0 for i in range(timed)]
+        shares = [own[i] / sums[i] for i in range(timed)]
+        missing = len(steps.samples) - timed
+        shares = [shares[0]] * missing + shares
+        whole = steps.seconds[phase]
+        parts[f"{phase}_s"] = tuple(s * w for s, w in zip(shares, whole, strict=True))
+    return parts
+
+
+def _measure_links(
+    party: _Party, places: Sequence[Place], timeout_s: float
+) -> tuple[list[LinkProfile], AllReduceProfile | None]:
+    count = len(places)
+    if count == 1:
+        return [], None
+    (port,) = party.ask("open_store", [()], ranks=[0])
+    address = places[0].address
+    party.ask("meet", [(r, count, address, port, timeout_s) for r in range(count)], START_TIMEOUT_S)
+    between: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for a, b in itertools.combinations(range(count), 2):
+        pair = (places[a].machine, places[b].machine)
+        known = next((p for p in between if set(p) == set(pair)), pair)
+        if len(between.get(known, ())) >= 2:  # ranks of the same two machines: measured
+            continue
+        for source, destination in ((a, b), (b, a)):
+            rows = party.ask("link", [(source, destination)] * 2, ranks=[a, b])
+            between.setdefault(known, []).append(rows[0])
+    links = [
+        LinkProfile(
+            between=pair,
+            bandwidth_bytes_s=statistics.median(row["bandwidth_bytes_s"] for row in rows),
+            latency_s=statistics.median(row["latency_s"] for row in rows),
+        )
+        for pair, rows in between.items()
+    ]
+    slowest = min(link.bandwidth_bytes_s for link in links)
+    sizes = [s for s in ALL_REDUCE_BYTES if s / slowest < ALL_REDUCE_S]
+    repeats = [max(3, min(100, int(ALL_REDUCE_S / (0.005 + 2 * s / slowest)))) for s in sizes]
+    rows = party.ask("all_reduces", [(sizes, repeats)] * count)
+    party.ask("part", [()] * count)
+    seconds = []
+    ratios: list[float] = []
+    for i in range(len(sizes)):
+        # all ranks are in it together: the middle one of their times
+        times = [statistics.median(t) for t in zip(*(r[i]["seconds"] for r in rows), strict=True)]
+        seconds.append(statistics.fmean(times))
+        ratios += [t / seconds[-1] for t in times]
+    cuts = statistics.quantiles(ratios, n=20, method="inclusive")
+    return links, AllReduceProfile(
+        payload_bytes=tuple(sizes),
+        seconds=tuple(seconds),
+        cpu_s=tuple(tuple(row[i]["cpu_s"] for i in range(len(sizes))) for row in rows),
+        variation=tuple(cuts[::2]),
+    )

@@ -1,0 +1,389 @@
+"""What a device measures of itself and of its links, when asked: an actor beside no training.
+
+surveyor.prepare(job)        data, network and optimizer, as a rank of a run builds them
+surveyor.layouts(n)          seconds in each memory layout
+surveyor.steps(orders)       whole steps at many batch sizes, for a time in which all devices
+                             work, since that is how a run finds them
+surveyor.alone(n)            the same at one size while the others rest
+surveyor.layers(), filters() how a step's time is spread over layers; parts of convolutions
+surveyor.meet(), link(), all_reduces()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from convoy.comm import Comm, Rehearsal, peer_loss
+from convoy.interfaces import interface_of
+from convoy.runtime.formation import Job
+from convoy.runtime.layer_timer import LayerTimes, time_layers
+from convoy.runtime.layout import FORMATS, laid_out, set_layout
+from convoy.runtime.memory import keep_freed_memory
+from convoy.runtime.part_timer import time_filters
+from convoy.runtime.training import Trainee
+from convoy.strategies import Batch, Equipment
+from convoy.strategies.data_parallel import DataParallel
+
+PHASES = ("load", "forward", "backward", "update")
+STRETCH_S = 0.1
+"""How long one batch size is timed at a stretch: several periods of a CPU quota."""
+TRIMMED = 0.1
+"""What is left out at either end before a mean is taken."""
+LINK_S = 0.25
+"""How long transfers over a link go on, at least, so that a limiter's initial burst is past."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What `steps` is to do."""
+
+    layout: str
+    samples: tuple[int, ...]
+    """Batch sizes to measure; the larger ones only if there is time for them."""
+    seconds: float
+    """How long to go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """What `steps` found, by batch size."""
+
+    samples: tuple[int, ...]
+    seconds: dict[str, tuple[float, ...]]
+    """Of each phase."""
+    replica_s: tuple[float, ...]
+    """What a replica that exchanges gradients takes more, in forward and backward."""
+    variation: tuple[float, ...]
+
+
+class Surveyor:
+    """Made into an actor by the survey."""
+
+    def __init__(self, address: str, device: str, num_threads: int) -> None:
+        self._address, self._num_threads = address, num_threads
+        self._device = torch.device(device)
+        self._store: dist.TCPStore | None = None
+        self._comm: Comm | None = None
+        self._layout = "contiguous"
+
+    def prepare(self, job: Job) -> dict[str, Any]:
+        """Build what a rank builds; says what the device is."""
+        keep_freed_memory()
+        os.environ["GLOO_SOCKET_IFNAME"] = interface_of(self._address)
+        torch.set_num_threads(self._num_threads)
+        self._trainee = Trainee(job, self._device, self._num_threads)
+        for group in self._trainee.optimizer.param_groups:
+            group["lr"] = 0.0  # all the work, and the same numbers every time
+        return {"pid": os.getpid(), **describe_device(self._device)}
+
+    def layouts(self, samples: int) -> dict[str, float]:
+        """Seconds of forward and backward over `samples` in each layout."""
+        found: dict[str, list[float]] = defaultdict(list)
+        begun = time.perf_counter()
+        for repeat in range(4):
+            for layout in FORMATS:
+                self._set_layout(layout)
+                times = self._step(samples, self._trainee.model)
+                if repeat:
+                    found[layout].append(times["forward"] + times["backward"])
+            if repeat and time.perf_counter() - begun > 2.0:
+                break
+        return {layout: min(times) for layout, times in found.items()}
+
+    def steps(self, orders: Orders) -> Steps:
+        """Go over the batch sizes again and again until the time is up."""
+        self._set_layout(orders.layout)
+        begun = time.perf_counter()
+        plain: dict[int, list[dict[str, float]]] = defaultdict(list)
+        crewed: dict[int, list[dict[str, float]]] = defaultdict(list)
+        with self._replica() as replica:
+            last = 0.0
+            affordable: list[int] = []
+            for size in orders.samples:  # from small to large: what each will take is then known
+                ahead = last * size / affordable[-1] if affordable else 0.0
+                if affordable and 3 * ahead > orders.seconds - (time.perf_counter() - begun):
+                    break
+                affordable.append(size)
+                self._step(size, replica)
+                self._step(size, self._trainee.model)
+                last = self._stretch(size, self._trainee.model, plain[size])
+            while any(not crewed[s] for s in affordable) or (
+                time.perf_counter() - begun < orders.seconds
+            ):
+                for size in affordable:
+                    self._stretch(size, replica, crewed[size])
+                    self._stretch(size, self._trainee.model, plain[size])
+                    done = all(crewed[s] for s in affordable)
+                    if done and time.perf_counter() - begun > orders.seconds:
+                        break
+        means = [_mean_of(plain[size]) for size in affordable]
+        extra = [
+            max(0.0, sum(_mean_of(crewed[size]).values()) - sum(mean.values()))
+            for size, mean in zip(affordable, means, strict=True)
+        ]
+        return Steps(
+            samples=tuple(affordable),
+            seconds={phase: tuple(mean[phase] for mean in means) for phase in PHASES},
+            replica_s=tuple(extra),
+            variation=_variation([plain[size] for size in affordable]),
+        )
+
+    def alone(self, samples: int, seconds: float) -> float:
+        """Seconds of a whole step of `samples`."""
+        found: list[dict[str, float]] = []
+        begun = time.perf_counter()
+        self._step(samples, self._trainee.model)
+        while not found or time.perf_counter() - begun < seconds:
+            self._stretch(samples, self._trainee.model, found)
+        return sum(_mean_of(found).values())
+
+    def layers(self, sizes: Sequence[int], seconds: float) -> dict[str, Any]:
+        """Seconds of each layer forward and backward, by batch size."""
+        forward: dict[str, list[float]] = defaultdict(list)
+        backward: dict[str, list[float]] = defaultdict(list)
+        for size in sizes:
+            batch = self._batch(size)
+            loss = partial(self._trainee.loss, batch=batch)
+            found: list[LayerTimes] = []
+            begun = time.perf_counter()
+            while not found or time.perf_counter() - begun < seconds / len(sizes):
+                found.append(time_layers(self._trainee.model, self._device, loss))
+                self._trainee.optimizer.zero_grad(set_to_none=True)
+            for name in found[0].forward_s:
+                forward[name].append(statistics.fmean(f.forward_s[name] for f in found))
+                backward[name].append(statistics.fmean(f.backward_s.get(name, 0.0) for f in found))
+        names = [name for name in forward if name]
+        return {n: (tuple(forward[n]), tuple(backward[n])) for n in names}
+
+    def filters(self, samples: int, seconds: float) -> dict[str, dict[str, float]]:
+        """Times of parts of each convolution's filters, relative to all of them."""
+        batch = self._batch(samples)
+        return time_filters(self._trainee.model, batch.inputs, self._trainee.autocast, seconds)
+
+    def open_store(self) -> int:
+        """Start the store at which the devices meet; returns its port."""
+        self._store = dist.TCPStore(self._address, 0, is_master=True, wait_for_workers=False)
+        return int(self._store.port)
+
+    def meet(self, rank: int, world_size: int, address: str, port: int, timeout_s: float) -> None:
+        """Form a group with the other devices."""
+        if world_size == 1:
+            return
+        store = self._store
+        with peer_loss():
+            if store is None:
+                timeout = timedelta(seconds=timeout_s)
+                store = dist.TCPStore(address, port, is_master=False, timeout=timeout)
+        self._store = store
+        self._comm = Comm(rank=rank, world_size=world_size, store=store, timeout_s=timeout_s)
+
+    def link(self, source: int, destination: int) -> dict[str, float] | None:
+        """Latency and bandwidth from one rank to another, whose ranks take part."""
+        comm = self._comm
+        assert comm is not None
+        if comm.rank not in (source, destination):
+            return None
+        peer = destination if comm.rank == source else source
+        first = comm.rank == source
+        trips = [self._there_and_back(first, peer, torch.zeros(1)) for _ in range(12)][2:]
+        latency = statistics.median(trips) / 2
+        size, took = 1 << 16, 0.0
+        times: list[float] = []
+        while took < LINK_S:
+            payload = torch.zeros(size, dtype=torch.uint8)
+            took = self._one_way(first, peer, payload) - latency
+            took = self._agreed(first, peer, took)
+            if took < LINK_S:
+                size = min(size * 4, max(size + 1, int(1.2 * size * LINK_S / max(took, 1e-6))))
+                if size > 1 << 26:
+                    break
+        for _ in range(3):
+            took = self._one_way(first, peer, torch.zeros(size, dtype=torch.uint8)) - latency
+            times.append(self._agreed(first, peer, took))
+        return {
+            "latency_s": latency,
+            "bandwidth_bytes_s": size / max(statistics.median(times), 1e-9),
+        }
+
+    def all_reduces(self, sizes: Sequence[int], repeats: Sequence[int]) -> list[dict[str, Any]]:
+        """Seconds of each and this rank's CPU time, by payload bytes."""
+        comm = self._comm
+        assert comm is not None
+        rows = []
+        for size, count in zip(sizes, repeats, strict=True):
+            payload = torch.zeros(max(1, size // 4))
+            comm.all_reduce(payload)
+            times = []
+            cpu = time.process_time()
+            for _ in range(count):
+                started = time.perf_counter()
+                comm.all_reduce(payload)
+                times.append(time.perf_counter() - started)
+            cpu = (time.process_time() - cpu) / count
+            rows.append({"seconds": times, "cpu_s": cpu})
+        return rows
+
+    def part(self) -> None:
+        """Leave the group."""
+        if self._comm is not None:
+            self._comm.close()
+
+    def _there_and_back(self, first: bool, peer: int, payload: torch.Tensor) -> float:
+        assert self._comm is not None
+        started = time.perf_counter()
+        for sends in (first, not first):
+            if sends:
+                self._comm.send(payload, peer)
+            else:
+                self._comm.receive(payload, peer)
+        return time.perf_counter() - started
+
+    def _one_way(self, first: bool, peer: int, payload: torch.Tensor) -> float:
+        """Seconds until `payload` is there and that is known here."""
+        assert self._comm is not None
+        started = time.perf_counter()
+        if first:
+            self._comm.send(payload, peer)
+            self._comm.receive(payload[:1], peer)
+        else:
+            self._comm.receive(payload, peer)
+            self._comm.send(payload[:1], peer)
+        return time.perf_counter() - started
+
+    def _agreed(self, first: bool, peer: int, seconds: float) -> float:
+        """The sender's time, on both sides."""
+        assert self._comm is not None
+        value = torch.tensor([seconds], dtype=torch.float64)
+        if first:
+            self._comm.send(value, peer)
+        else:
+            self._comm.receive(value, peer)
+        return float(value)
+
+    def _set_layout(self, layout: str) -> None:
+        self._layout = layout
+        set_layout(self._trainee.model, layout)
+
+    def _batch(self, size: int) -> Batch:
+        trainee = self._trainee
+        indices = torch.arange(size) % len(trainee.data.train)
+        inputs, targets = trainee.fetch(indices)
+        return Batch(
+            step=0,
+            inputs=laid_out(inputs, self._layout),
+            targets=targets,
+            samples=size,
+            step_samples=size,
+            evaluates=False,
+            ends_run=False,
+        )
+
+    def _stretch(self, size: int, model: nn.Module, into: list[dict[str, float]]) -> float:
+        """Steps of one size in a row; seconds of the last."""
+        begun = time.perf_counter()
+        while True:
+            times = self._step(size, model)
+            into.append(times)
+            if time.perf_counter() - begun > STRETCH_S:
+                return sum(times.values())
+
+    def _step(self, size: int, model: nn.Module) -> dict[str, float]:
+        """One training step as a run does it; seconds of its phases."""
+        trainee = self._trainee
+        marks = [time.perf_counter()]
+
+        def mark() -> None:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            marks.append(time.perf_counter())
+
+        batch = self._batch(size)
+        mark()
+        loss_sum = trainee.loss(model, batch)
+        mark()
+        (loss_sum / size).backward()
+        mark()
+        float(loss_sum.detach())
+        trainee.optimizer.step()
+        trainee.optimizer.zero_grad(set_to_none=True)
+        for buffer in trainee.model.buffers():
+            buffer.clone()  # a commit keeps them
+        mark()
+        return {p: b - a for p, a, b in zip(PHASES, marks, marks[1:], strict=False)}
+
+    @contextlib.contextmanager
+    def _replica(self) -> Iterator[nn.Module]:
+        """The network as a rank of `data` has it, in a crew of two of which the other is silent."""
+        trainee = self._trainee
+        classes = {module: module.__class__ for module in trainee.model.modules()}
+        equipment = Equipment(
+            comm=Rehearsal(2),
+            device=self._device,
+            model=trainee.model,
+            optimizer=trainee.optimizer,
+            example=self._batch(2),
+            loss=trainee.loss,
+        )
+        try:
+            yield DataParallel().replicate(equipment)
+        finally:
+            equipment.comm.close()
+            for module, own in classes.items():
+                module.__class__ = own
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """A device's hardware and its memory, and what it runs."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        hardware, memory = str(properties.name), int(properties.total_memory)
+    else:
+        hardware, memory = _processor(), int(psutil.virtual_memory().total)
+    return {
+        "hardware": hardware,
+        "memory_bytes": memory,
+        "versions": {"torch": torch.__version__.partition("+")[0]},
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _mean_of(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean seconds of each phase, over the steps whose totals are not among the extremes."""
+    ordered = sorted(steps, key=lambda s: sum(s.values()))
+    out = int(TRIMMED * len(ordered))
+    kept = ordered[out : len(ordered) - out]
+    return {phase: statistics.fmean(s[phase] for s in kept) for phase in PHASES}
+
+
+def _variation(by_size: Sequence[Sequence[dict[str, float]]]) -> tuple[float, ...]:
+    """Deciles (5%, 15%, ... 95%) of steps' times relative to their size's mean."""
+    ratios: list[float] = []
+    for steps in by_size[-3:]:  # what a run has: not the smallest
+        totals = [sum(s.values()) for s in steps]
+        mean = sum(_mean_of(steps).values())
+        ratios += [t / mean for t in totals]
+    cuts = statistics.quantiles(ratios, n=20, method="inclusive") if len(ratios) > 1 else [1.0]
+    return tuple(cuts[::2])
