@@ -32,7 +32,9 @@ def main() -> None:
             continue
         arguments = [*CASES[name], "--data-dir", str(where)]
         with tempfile.TemporaryDirectory() as folder:
-            result = convoy_train([*arguments, "--out", "run"], cwd=Path(folder))
+            result = convoy_train(
+                [*arguments, "--strategy", "data", "--out", "run"], cwd=Path(folder)
+            )
         rows.append(
             {
                 "data set": result["dataset"],

@@ -19,7 +19,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             result = convoy_train(
                 ["--network", "cifar10-full", "--data", "synthetic:3x32x32:10", "--steps", "20"]
-                + ["--batch-size", "100", "--lr", "0.01", "--workers", "2", "--out", "run"],
+                + ["--batch-size", "100", "--lr", "0.01", "--workers", "2", "--out", "run"]
+                + ["--strategy", "data"],
                 cwd=Path(folder),
             )
             starts.append(result["startup_s"])

@@ -41,7 +41,7 @@ def ours(network: str, batch_size: int, steps: int, layout: str) -> list[float]:
             ["--network", network, "--data", "synthetic:3x32x32:10", "--workers", "2"]
             + ["--batch-size", str(batch_size), "--steps", str(steps), "--lr", "0.01"]
             + ["--memory-format", layout, "--checkpoint-every", "100000"]
-            + ["--threads-per-worker", "1", "--out", "run"],
+            + ["--threads-per-worker", "1", "--strategy", "data", "--out", "run"],
             cwd=Path(folder),
         )
         return step_times(Path(folder) / "run", skip=SKIP)

@@ -11,8 +11,9 @@ print(result.test_accuracy, result.images_per_s)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,39 @@ from safetensors.torch import load_file
 from torch import nn
 
 from convoy import networks
-from convoy.cost.layers import LayerFacts, layers_of, totals_of
+from convoy.cluster import load_cluster
+from convoy.cost.layers import LayerFacts, facts_of, layers_of, totals_of
+from convoy.cost.profile import Profile, checked
+from convoy.cost.profile import load as load_profile
+from convoy.cost.world import world_of
 from convoy.datasets import open_dataset
 from convoy.doctor import Check, DoctorOptions, examine
 from convoy.errors import CheckpointError, UsageError
+from convoy.planner import Task, rank_plans
+from convoy.report.plans import PlanReport
 from convoy.runtime import torchrun
+from convoy.runtime.comparing import Comparison, compare_at
 from convoy.runtime.evaluation import evaluate as judge
 from convoy.runtime.formation import Job
-from convoy.runtime.ingredients import DTYPES, autocast
+from convoy.runtime.ingredients import DTYPES, autocast, build_network, open_data
+from convoy.runtime.json_lines import finite
 from convoy.runtime.observer import LogObserver, Observer
+from convoy.runtime.placement import places
+from convoy.runtime.pool import pool
+from convoy.runtime.profiles import fitting
 from convoy.runtime.results import RunResult
 from convoy.runtime.run import run_with_crew
-from convoy.runtime.run_folder import RunFolder, open_run_folder, read_settings
+from convoy.runtime.run_folder import (
+    RunFolder,
+    check_vacant,
+    open_run_folder,
+    read_settings,
+    write_text,
+)
 from convoy.runtime.settings import TrainSettings, read_config, settings_from
 from convoy.runtime.state import Tensors
-from convoy.strategies import make_strategy
+from convoy.runtime.survey import identity, survey
+from convoy.strategies import AUTO, STRATEGIES, UNPLANNED, Strategy, candidates, make_strategy
 
 FIXED_ON_RESUME = ("network", "data", "seed", "batch_size", "optimizer", "precision")
 """What a run cannot change half-way and still be one run."""
@@ -105,12 +124,15 @@ def train(
     settings = resolve_settings(values, config=Path(config) if config else None)
     job = Job(
         settings=settings,
-        strategy=make_strategy(settings.strategy, settings.strategy_options),
+        strategy=_strategy(settings),
         network=_thing(network, settings.network, "network"),
         dataset=_thing(dataset, settings.data, "dataset"),
     )
     watching = observer or LogObserver()
     if torchrun.is_present():
+        if job.strategy is None:  # its ranks are there already, each with its part to do
+            watching.say(f"under torchrun, auto is {UNPLANNED}: nothing is measured")
+            job = replace(job, strategy=make_strategy(UNPLANNED, settings.strategy_options))
         result = torchrun.run(job, watching)
     else:
         result = run_with_crew(job, watching, verbose=verbose)
@@ -119,6 +141,17 @@ def train(
 
         report.draw_run(result.folder)
     return result
+
+
+def _strategy(settings: TrainSettings) -> Strategy | None:
+    """The strategy asked for; None where the planner is to choose one of those that are exact."""
+    if settings.strategy != AUTO:
+        return make_strategy(settings.strategy, settings.strategy_options)
+    if settings.shares is not None:
+        return make_strategy(UNPLANNED, settings.strategy_options)
+    exact = [name for name, strategy in STRATEGIES.items() if strategy.exact]
+    candidates(settings.strategy_options, exact)  # before anything is started
+    return None
 
 
 def resolve_settings(values: Mapping[str, Any], *, config: Path | None) -> TrainSettings:
@@ -295,6 +328,180 @@ def layers(
             model = networks.build(network, input_shape=input_shape, num_classes=classes)
     facts = layers_of(model, input_shape)
     return LayerTable(network=_label(network), input=input_shape, layers=facts)
+
+
+def measure(
+    network: Network,
+    *,
+    out: str | Path | None = None,
+    merge: bool = False,
+    dataset: Any = None,
+    observer: Observer | None = None,
+    verbose: bool = False,
+    **options: Any,
+) -> Profile:
+    """Measure machines and links with a network; returns the profile, and leaves it in a file.
+
+    Args:
+        network: as for `train`.
+        out: the file; without it the profile is only returned.
+        merge: add to the profile that is in the file, instead of replacing it.
+        dataset: what is loaded while measuring; without it images of the network's published
+            shape, made up.
+        options: those of `train` that say where and with what: workers, cluster, batch_size,
+            optimizer, precision, memory_format, threads_per_worker.
+
+    Raises:
+        ConvoyError: see `convoy.errors`. Nothing is written then.
+    """
+    job = _job(network, dataset, options)
+    watching = observer or LogObserver()
+    before = load_profile(Path(out)) if out is not None and merge and Path(out).exists() else None
+    with places(job.settings, verbose=verbose) as found, pool() as processes:
+        profile = survey(job, found, watching, processes)
+    if before is not None:
+        profile = before.merged(profile)
+    if out is not None:
+        profile.save(Path(out))
+    return profile
+
+
+def plan(
+    network: Network,
+    *,
+    profile: Profile | str | Path | None = None,
+    strategies: Sequence[str] | None = None,
+    dataset: Any = None,
+    observer: Observer | None = None,
+    verbose: bool = False,
+    **options: Any,
+) -> PlanReport:
+    """Predict what each way of training on these machines costs, before anything is run.
+
+    With a `profile` no machine is asked for anything. Without one, the cached profile of these
+    machines and this network is used if it still fits; otherwise they are measured.
+
+    Args:
+        network: as for `train`.
+        profile: measured figures, or the file that has them.
+        strategies: the names of those to compare; all without it.
+        dataset: as for `measure`.
+        options: as for `measure`, and strategies' own.
+
+    Raises:
+        ProfileError: the profile is of something else; says of what.
+        ConvoyError: see `convoy.errors`.
+    """
+    job = _job(network, dataset, options)
+    settings = job.settings
+    clustered = settings.cluster is not None and settings.cluster.endswith(".toml")
+    cluster = load_cluster(Path(settings.cluster)) if clustered and settings.cluster else None
+    if profile is not None:
+        source = "given" if isinstance(profile, Profile) else str(profile)
+        taken = profile if isinstance(profile, Profile) else load_profile(Path(profile))
+        if dataset is None and "data" not in options:
+            job = _job(network, _made_up(taken.network.input, taken.network.classes), options)
+        taken = checked(taken, identity(job), source)
+    else:
+        watching = observer or LogObserver()
+        with places(settings, verbose=verbose) as found, pool() as processes:
+            taken = fitting(job, found, watching, processes, given=settings.profile)
+    data = open_data(job)
+    model = build_network(job.network, data, settings.seed)
+    task = Task(
+        network=facts_of(model, data.train.image_shape),
+        batch_size=settings.batch_size,
+        optimizer=settings.optimizer,
+        element_bytes=8 if settings.precision == "fp64" else 4,
+    )
+    ways = candidates(settings.strategy_options, strategies or tuple(STRATEGIES))
+    ranking = rank_plans(world_of(taken, cluster), task, ways)
+    return PlanReport(network=settings.network, ranking=ranking, profile=taken)
+
+
+def compare(
+    network: Network,
+    *,
+    data: str | None = None,
+    dataset: Any = None,
+    strategies: Sequence[str] | None = None,
+    repeats: int = 3,
+    equal: bool = False,
+    each_single: bool = False,
+    target_accuracy: float | None = None,
+    out: str | Path | None = None,
+    observer: Observer | None = None,
+    verbose: bool = False,
+    **options: Any,
+) -> Comparison:
+    """Run strategies side by side from the same start, and compare with what was predicted.
+
+    Args:
+        strategies: their names; all without it.
+        repeats: how many times each is run, in turns.
+        equal: run with equal shares over all machines, too.
+        each_single: run every device alone, and not only the fastest.
+        target_accuracy: on the test set; the time to it is noted.
+        out: a folder for all runs, comparison.json and comparison.png.
+        options: those of `train`.
+
+    Raises:
+        ConvoyError: see `convoy.errors`.
+    """
+    if repeats < 1:
+        raise UsageError(f"--repeats {repeats}: expected 1 or more")
+    if target_accuracy is not None and not 0 < target_accuracy <= 1:
+        raise UsageError(f"--target-accuracy {target_accuracy}: expected a part of 1, as 0.97")
+    folder = Path(out) if out else Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
+    check_vacant(folder)
+    job = _job(network, dataset, options | ({"data": data} if data else {}))
+    comparison = compare_at(
+        job,
+        strategies or tuple(STRATEGIES),
+        observer or LogObserver(),
+        out=folder,
+        repeats=repeats,
+        equal=equal,
+        each_single=each_single,
+        target_accuracy=target_accuracy,
+        verbose=verbose,
+    )
+    from convoy.report.comparison import draw_comparison  # matplotlib takes its time
+
+    write_text(folder / "comparison.json", json.dumps(finite(comparison.to_dict()), indent=1))
+    draw_comparison(
+        comparison.runs,
+        f"{comparison.network} on {comparison.dataset}, batch of {comparison.batch_size}",
+        folder / "comparison.png",
+    )
+    return comparison
+
+
+def _job(network: Network, dataset: Any, options: Mapping[str, Any]) -> Job:
+    """What measuring and planning are asked about; made-up images if there is no data set."""
+    values = {"network": _label(network)} | dict(options)
+    if dataset is None and "data" not in values:
+        published = networks.published_for(network) if isinstance(network, str) else None
+        if published is None:
+            raise UsageError(
+                f"{_label(network)} was published for no image shape that is known here: say what "
+                "it is to be trained on, as --data synthetic:3x32x32:10"
+            )
+        dataset = _made_up(*published)
+    if dataset is not None:
+        values["data"] = _label(dataset)
+    settings = resolve_settings(values, config=None)
+    return Job(
+        settings=settings,
+        strategy=None,
+        network=_thing(network, settings.network, "network"),
+        dataset=_thing(dataset, settings.data, "dataset"),
+    )
+
+
+def _made_up(shape: tuple[int, ...], classes: int) -> str:
+    """The name of a data set of made-up images."""
+    return f"synthetic:{'x'.join(map(str, shape))}:{classes}"
 
 
 def doctor(options: DoctorOptions | None = None) -> list[Check]:

@@ -21,7 +21,8 @@ BATCH_SIZE = 64
 TRAIN_SAMPLES = 1437
 STEPS_PER_EPOCH = 23
 LR, MOMENTUM = 0.05, 0.9
-SAME = {"lr": LR, "momentum": MOMENTUM, "batch_size": BATCH_SIZE, "memory_format": "contiguous"}
+SAME = {"lr": LR, "momentum": MOMENTUM, "batch_size": BATCH_SIZE}
+SAME |= {"memory_format": "contiguous", "strategy": "data"}
 """What every run here is told, so that no default can come between it and the reference."""
 
 

@@ -34,6 +34,7 @@ def test_two_runs_at_once(
     program: Callable[..., Program], harbour: Harbour, tmp_path: Path
 ) -> None:
     command = ("-m", "convoy", "train", "--network", NETWORK, "--data", "digits", "--json")
+    command += ("--strategy", "data")
     programs = [program(*command, *of) for of in (("--workers=2", "--epochs=3"), ALONE)]
     for train in programs:
         assert train.wait(90) == 0, train.stderr

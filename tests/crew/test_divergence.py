@@ -29,6 +29,7 @@ def test_data_that_are_no_numbers(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = harbour.command(
         *("train", "--network", NETWORK, "--data", "ours:poisoned", "--workers", "2"),
+        *("--strategy", "data"),
         *("--epochs", "1", "--checkpoint-every", "3", "--out", str(run)),
     )
     assert done["code"] == 1

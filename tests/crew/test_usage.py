@@ -26,7 +26,9 @@ from .reference import NETWORK
 )
 def test_wrong_usage(harbour: Harbour, tmp_path: Path, flags: tuple[str, ...], advice: str) -> None:
     run = tmp_path / "run"
-    done = harbour.command("train", "--network", NETWORK, "--out", str(run), *flags)
+    done = harbour.command(
+        *("train", "--network", NETWORK, "--strategy", "data", "--out", str(run), *flags)
+    )
     assert done["code"] == 2
     assert advice in done["stderr"]
     assert not run.exists()

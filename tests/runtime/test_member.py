@@ -4,7 +4,7 @@ from convoy.runtime.member import Berth, Member
 
 
 def member_with(*events: str) -> Member:
-    member = Member(Berth(address="127.0.0.1", device="cpu", num_threads=1))
+    member = Member(Berth(address="127.0.0.1", device="cpu"))
     for event in events:
         member._emit((event, {}))
     return member

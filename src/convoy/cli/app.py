@@ -7,9 +7,12 @@ from typing import Annotated
 import typer
 
 from convoy.cli import lab
+from convoy.cli.compare import compare
 from convoy.cli.doctor import doctor
 from convoy.cli.evaluate import evaluate
 from convoy.cli.layers import layers
+from convoy.cli.measure import measure
+from convoy.cli.plan import plan
 from convoy.cli.train import train
 from convoy.version import __version__
 
@@ -24,6 +27,9 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(doctor)
 app.command()(layers)
+app.command()(measure)
+app.command()(plan)
+app.command()(compare)
 app.add_typer(lab.app)
 
 

@@ -10,6 +10,7 @@ from typer import Option
 
 from convoy import api
 from convoy.cli.console import console, print_json, stdout_for
+from convoy.cli.entering import enter_lab
 from convoy.cli.strategy_options import with_strategy_options
 from convoy.cli.watching import Watcher, show_result
 from convoy.networks import names as network_names
@@ -56,7 +57,9 @@ def train(
     strategy: Annotated[
         str | None,
         Option(
-            help="; ".join(f"{s.name}: {s.summary}" for s in STRATEGIES.values()) + ".",
+            help="auto (the default): measure, plan and take the fastest; "
+            + "; ".join(f"{s.name}: {s.summary}" for s in STRATEGIES.values())
+            + ".",
             rich_help_panel=WHERE,
         ),
     ] = None,
@@ -65,6 +68,10 @@ def train(
     ] = None,
     cluster: Annotated[
         str | None, Option(help="Cluster file, ray, or ray://HOST.", rich_help_panel=WHERE)
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        Option(help="auto: plan with these figures, from `convoy measure`.", rich_help_panel=WHERE),
     ] = None,
     shares: Annotated[
         str | None, Option(help="Proportions of the batch, as 2,1.", rich_help_panel=WHERE)
@@ -122,6 +129,7 @@ def train(
     options = {name: value for name, value in options.items() if value is not None}
     if "data" in options:
         options["dataset"] = options.pop("data")
+    enter_lab(cluster)
     output = console(as_json=json)
     output.quiet = os.environ.get("RANK", "0") != "0"
     with stdout_for(as_json=json), Watcher(output) as watcher:

@@ -24,6 +24,8 @@ from convoy.errors import ProfileError
 
 VERSION = 1
 STEADY = (1.0,)
+FURTHEST = 4
+"""How many times larger than those measured a batch may be, to be foreseen from them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,13 +163,11 @@ class Profile:
         Raises:
             ProfileError: it cannot be written there.
         """
-        from pydantic import TypeAdapter  # not wanted by those who only train
-
-        text = TypeAdapter(Profile).dump_json(self, indent=1).decode()
+        text = to_json(self)
         beside = path.with_name(path.name + ".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(_compact(text) + "\n", encoding="utf-8")
+            beside.write_text(text, encoding="utf-8")
             beside.replace(path)
         except OSError as error:
             beside.unlink(missing_ok=True)
@@ -194,6 +194,13 @@ class Profile:
             links=(*links, *newer.links),
             all_reduce=newer.all_reduce if whole else newer.all_reduce or self.all_reduce,
         )
+
+
+def to_json(profile: Profile) -> str:
+    """The profile as its file has it: figures to five digits, lists of numbers on one line."""
+    from pydantic import TypeAdapter  # takes its time, and who only trains does not want it
+
+    return _lines(TypeAdapter(Profile).dump_python(profile, mode="json"), "") + "\n"
 
 
 def load(path: Path) -> Profile:
@@ -254,9 +261,9 @@ def differences(profile: Profile, wanted: Profile) -> list[str]:
 def misfits(profile: Profile, wanted: Profile) -> list[str]:
     """As `differences`, and whether every device of `wanted` was measured as it is now."""
     reasons = differences(profile, wanted)
-    if profile.batch_size < wanted.batch_size:
+    if profile.batch_size * FURTHEST < wanted.batch_size:
         reasons.append(
-            f"batch size: taken up to {profile.batch_size}, wanted is {wanted.batch_size}"
+            f"batch size: taken up to {profile.batch_size} samples, wanted are {wanted.batch_size}"
         )
     for want in wanted.devices:
         same = [d for d in profile.devices if d.same_device(want)]
@@ -284,12 +291,6 @@ def checked(profile: Profile, wanted: Profile, source: str) -> Profile:
             "measure"
         )
     return profile
-
-
-def _compact(text: str) -> str:
-    """JSON with its lists of numbers on one line each."""
-    content: Any = json.loads(text)
-    return _lines(content, "")
 
 
 def _lines(value: Any, indent: str) -> str:

@@ -66,6 +66,7 @@ class Lab:
         """This process's environment, with which commands find the lab's Ray."""
         head = next(iter(self.addresses.values()))
         ours = {
+            "CONVOY_LAB": self.name,
             "RAY_ADDRESS": f"{head}:{RAY_PORT}",
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",

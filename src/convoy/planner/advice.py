@@ -8,9 +8,15 @@ from convoy.cost.world import World
 from convoy.planner.predict import Prediction, Task
 
 
-def advise(world: World, task: Task, found: Sequence[Prediction], break_even: float | None) -> str:
-    """The verdict in words."""
-    best = found[0]
+def advise(
+    world: World,
+    task: Task,
+    found: Sequence[Prediction],
+    chosen: int,
+    break_even: float | None,
+) -> str:
+    """The verdict in words: what to use, whom to leave out and why, and which links it takes."""
+    best = found[chosen]
     if not best.feasible:
         return f"No plan can be carried out. {best.reason}"
     single = next((p for p in found if len(p.picks) == 1 and p.feasible), None)
@@ -19,6 +25,12 @@ def advise(world: World, task: Task, found: Sequence[Prediction], break_even: fl
         gain = single.step_s / best.step_s
         sentences.append(
             f"That is {gain:.2f} times as fast as {_name(world, single.picks[0])} alone."
+        )
+    faster = found[0]
+    if not faster.strategy.exact and faster.step_s < best.step_s * 0.98:
+        sentences.append(
+            f"{_described(world, faster)} would be {best.step_s / faster.step_s:.2f} times as fast "
+            "again, with other mathematics than one machine's."
         )
     outside = [pick for pick in range(len(world.devices)) if pick not in best.picks]
     sentences += [_why_not(world, task, found, best, pick) for pick in outside]
@@ -41,9 +53,7 @@ def _why_not(
     """Why a device stays out: with it, a step takes as long or longer."""
     name = _name(world, pick)
     wider = [
-        p
-        for p in found
-        if p.feasible and set(p.picks) == {*best.picks, pick} and p.plan is not None
+        p for p in found if p.feasible and p.strategy.exact and set(p.picks) == {*best.picks, pick}
     ]
     if not wider:
         return f"Leave {name} out."

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from convoy.cost.layers import NetworkFacts
-from convoy.cost.memory import peak_bytes
+from convoy.cost.memory import OPTIMIZER_STATES, peak_bytes
 from convoy.cost.schedule import Schedule, in_a_row, sent_by_rank
 from convoy.cost.simulate import Played, simulate
 from convoy.cost.world import World
@@ -26,6 +26,7 @@ class Task:
     network: NetworkFacts
     batch_size: int
     optimizer: str = "sgd"
+    """By name, with its usual settings (sgd with momentum)."""
     element_bytes: int = 4
 
 
@@ -148,6 +149,7 @@ def problem_of(world: World, task: Task, strategy: Strategy, picks: Sequence[int
         workers=workers,
         network=task.network,
         element_bytes=task.element_bytes,
+        optimizer_states=OPTIMIZER_STATES[task.optimizer],
     )
 
 

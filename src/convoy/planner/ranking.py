@@ -34,6 +34,10 @@ class Ranking:
     world: World
     task: Task
     predictions: tuple[Prediction, ...]
+    """By step time; what cannot be carried out comes last."""
+    chosen: int
+    """Position of the plan to take: the fastest that computes what one machine would, or one of
+    fewer devices that is hardly slower."""
     advice: str
     break_even_bandwidth: float | None
     """Bits/s of the links below which one machine is faster; None where it always is."""
@@ -45,10 +49,10 @@ class Ranking:
         Raises:
             UsageError: no plan can be carried out.
         """
-        first = self.predictions[0]
-        if not first.feasible:
-            raise UsageError(f"no plan can be carried out: {first.reason}")
-        return first
+        best = self.predictions[self.chosen]
+        if not best.feasible:
+            raise UsageError(f"no plan can be carried out: {best.reason}")
+        return best
 
     @property
     def best_single(self) -> Prediction | None:
@@ -64,13 +68,14 @@ def rank_plans(
     for strategy in strategies:
         found += _of_strategy(world, task, strategy, seed)
     found.sort(key=lambda p: (not p.feasible, p.step_s, len(p.picks)))
-    found = _frugal_first(found)
+    chosen = _choose(found)
     break_even = _break_even(world, task, found)
     return Ranking(
         world=world,
         task=task,
         predictions=tuple(found),
-        advice=advise(world, task, found, break_even),
+        chosen=chosen,
+        advice=advise(world, task, found, chosen, break_even),
         break_even_bandwidth=break_even,
     )
 
@@ -128,14 +133,14 @@ def _search(world: World, task: Task, look: Callable[[Iterable[int]], Prediction
         best = better
 
 
-def _frugal_first(found: list[Prediction]) -> list[Prediction]:
-    """The best plan, or one of fewer devices that is hardly slower, in front."""
-    if not found or not found[0].feasible:
-        return found
-    enough = found[0].step_s * (1 + WORTH_IT)
-    near = [p for p in found if p.feasible and p.step_s <= enough]
-    chosen = min(near, key=lambda p: (len(p.picks), p.step_s))
-    return [chosen, *(p for p in found if p is not chosen)]
+def _choose(found: Sequence[Prediction]) -> int:
+    """Position of the fastest exact plan, or of one with fewer devices that is hardly slower."""
+    exact = [i for i, p in enumerate(found) if p.feasible and p.strategy.exact]
+    if not exact:
+        return 0
+    enough = found[exact[0]].step_s * (1 + WORTH_IT)
+    near = [i for i in exact if found[i].step_s <= enough]
+    return min(near, key=lambda i: (len(found[i].picks), found[i].step_s))
 
 
 def _break_even(world: World, task: Task, found: Sequence[Prediction]) -> float | None:

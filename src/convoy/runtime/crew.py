@@ -33,11 +33,13 @@ from convoy.runtime.member_handle import (
     await_ready,
     backend_for,
     committed,
+    dismiss,
     foreign_error,
     hire,
 )
 from convoy.runtime.observer import Observer
 from convoy.runtime.placement import Place, threads_at
+from convoy.runtime.pool import Pool
 from convoy.runtime.recruits import Recruits
 from convoy.strategies import Plan, Problem
 
@@ -73,6 +75,7 @@ class Crew:
     num_steps: int
     network: NetworkFacts
     element_bytes: int
+    pool: Pool
     generation: int = 0
     recoveries: list[Recovery] = field(default_factory=list)
     formation: Formation | None = None
@@ -96,6 +99,7 @@ class Crew:
         source: int | None = None
         step = start.step if start else 0
         fruitless = 0
+        tensors: state.Tensors | None = None
         try:
             await_ready(self._members)
             self.journal.timeline.mark("ranks")
@@ -120,12 +124,15 @@ class Crew:
                         f"go on with --resume {self.journal.folder.path}"
                     )
         finally:
-            for member in self._members + self._recruits.members:
-                ray.kill(member.actor)
+            dismiss(self._members, self.pool, reusable=tensors is not None)
+            dismiss(self._recruits.members, self.pool, reusable=False)
 
     def _hire(self, place: Place) -> MemberHandle:
-        num_threads = threads_at(place, self._taking_part, self.job.settings)
-        return hire(place, num_threads, self._job_reference)
+        # those that were measured had their neighbours at work, and are used as they were
+        measured = any(known.seconds for known in self.places)
+        neighbours = self.places if measured else self._taking_part
+        num_threads = threads_at(place, neighbours, self.job.settings)
+        return hire(place, num_threads, self._job_reference, self.pool)
 
     def _form(self, step: int, source: int | None, checkpoint: Checkpoint | None) -> None:
         """Plan for who is there, and let them train from `step`."""
@@ -165,7 +172,7 @@ class Crew:
             network=self.network,
             element_bytes=self.element_bytes,
         )
-        return self.job.strategy.plan(problem)
+        return self.job.decided.plan(problem)
 
     def _watch(self) -> bool:
         """Wait until every rank's part has ended; True if the user interrupted it."""

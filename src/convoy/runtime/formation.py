@@ -26,10 +26,17 @@ class Job:
     """What every rank of a run is built from."""
 
     settings: TrainSettings
-    strategy: Strategy
+    strategy: Strategy | None
+    """None until the planner has chosen it (`auto`)."""
     network: str | nn.Module | Callable[..., nn.Module]
     dataset: Any
     """Whatever `convoy.datasets.open_dataset` takes."""
+
+    @property
+    def decided(self) -> Strategy:
+        """The strategy, which is decided by now."""
+        assert self.strategy is not None
+        return self.strategy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from convoy.runtime.events import Event, EventSink
 from convoy.runtime.formation import Formation, Job, Outcome
 from convoy.runtime.gate import Gate
 from convoy.runtime.memory import keep_freed_memory
+from convoy.runtime.surveyor import Surveyor
 from convoy.runtime.training import Trainee
 
 MAX_CONCURRENCY = 8
@@ -34,11 +35,10 @@ class Berth:
     address: str
     """The IP address by which other members reach it."""
     device: str
-    num_threads: int
 
 
 class Member:
-    """Made into an actor by the crew: `ray.remote(Member)`."""
+    """Made into an actor by a pool: `ray.remote(Member)`. Given one job after another."""
 
     def __init__(self, berth: Berth) -> None:
         self._berth = berth
@@ -48,15 +48,28 @@ class Member:
         self._lock = threading.Lock()
         self._store: dist.TCPStore | None = None
         self._trainee: Trainee | None = None
+        self._surveyor: Surveyor | None = None
 
-    def prepare(self, job: Job) -> int:
+    def prepare(self, job: Job, num_threads: int) -> int:
         """Build data, network and optimizer. Returns the process id."""
+        with self._lock:
+            self._events, self._let_go = [], 0
         keep_freed_memory()
         os.environ["GLOO_SOCKET_IFNAME"] = interface_of(self._berth.address)
         os.environ["NCCL_SOCKET_IFNAME"] = os.environ["GLOO_SOCKET_IFNAME"]
         device = torch.device(self._berth.device)
-        self._trainee = Trainee(job, device, self._berth.num_threads)
+        self._trainee = Trainee(job, device, num_threads)
         return os.getpid()
+
+    def survey(self, method: str, *arguments: Any) -> Any:
+        """Have this place measured: `arrive`, then any method of `Surveyor`, then `leave`."""
+        if method == "arrive":
+            self._surveyor = Surveyor(self._berth.address, self._berth.device, *arguments)
+            return None
+        if method == "leave":
+            self._surveyor = None
+            return None
+        return getattr(self._surveyor, method)(*arguments)
 
     def muster(self, first_step: int) -> None:
         """Get ready for a formation that begins with `first_step`."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from convoy.errors import ConvoyError, CrewError
 from convoy.runtime.formation import Outcome
-from convoy.runtime.member import MAX_CONCURRENCY, Berth, Member, describe
+from convoy.runtime.member import describe
 from convoy.runtime.placement import Place
+from convoy.runtime.pool import Pool
 
 START_TIMEOUT_S = 120.0
 GONE = (RayActorError, ObjectLostError)
@@ -34,17 +34,20 @@ class MemberHandle:
     """How many of its events have arrived here."""
 
 
-def hire(place: Place, num_threads: int, job_reference: Any) -> MemberHandle:
-    """Start an actor at `place`; it prepares in the background."""
-    options: dict[str, Any] = {
-        "max_concurrency": MAX_CONCURRENCY,
-        "num_gpus": 1 if place.device.startswith("cuda") else 0,
-        "num_cpus": num_threads if place.shared else 0,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(place.node_id, soft=False),
-    }
-    berth = Berth(address=place.address, device=place.device, num_threads=num_threads)
-    actor = ray.remote(Member).options(**options).remote(berth)
-    return MemberHandle(place=place, actor=actor, call=actor.prepare.remote(job_reference))
+def hire(place: Place, num_threads: int, job_reference: Any, pool: Pool) -> MemberHandle:
+    """Take a member at `place` out of the pool; it prepares in the background."""
+    actor = pool.take(place, num_threads)
+    call = actor.prepare.remote(job_reference, num_threads)
+    return MemberHandle(place=place, actor=actor, call=call)
+
+
+def dismiss(members: Sequence[MemberHandle], pool: Pool, *, reusable: bool) -> None:
+    """Give members back to the pool, or end them where they may not have come to rest."""
+    for member in members:
+        if reusable and member.pid is not None:
+            pool.give_back(member.place, member.actor)
+        else:
+            ray.kill(member.actor)
 
 
 def await_ready(members: Sequence[MemberHandle]) -> None:

@@ -19,6 +19,7 @@ import ray
 import torch
 
 from convoy.cluster import Cluster, load_cluster
+from convoy.cost.curve import Curve
 from convoy.errors import ClusterError, UsageError
 from convoy.runtime import ray_session
 from convoy.runtime.nodes import Node, join_command, list_nodes, match_machines
@@ -43,11 +44,17 @@ class Place:
     """Speed relative to the other places, as far as it is known."""
     shared: bool
     """Whether others use the cluster too, so that cores are to be reserved."""
+    seconds: Curve | None = None
+    """What a step takes here by its samples, where that was measured."""
 
     def worker(self) -> Worker:
         """The place as planning sees it."""
         return Worker(
-            index=self.index, machine=self.machine, device=self.device, weight=self.weight
+            index=self.index,
+            machine=self.machine,
+            device=self.device,
+            weight=self.weight,
+            seconds=self.seconds,
         )
 
 

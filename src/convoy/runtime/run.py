@@ -17,15 +17,18 @@ from torch import nn
 from convoy.cost.layers import NetworkFacts, facts_of
 from convoy.datasets import DataSet
 from convoy.errors import CheckpointError, UsageError
+from convoy.planner import Prediction
 from convoy.runtime import results, state
 from convoy.runtime.checkpoint import Checkpoint, newest_checkpoint
 from convoy.runtime.crew import Crew, Recovery
+from convoy.runtime.deciding import Decision, decide
 from convoy.runtime.formation import Formation, Job
 from convoy.runtime.ingredients import build_network, num_steps, open_data
 from convoy.runtime.interrupt import Interrupt
 from convoy.runtime.journal import Journal
 from convoy.runtime.observer import Observer
-from convoy.runtime.placement import places
+from convoy.runtime.placement import Place, places
+from convoy.runtime.pool import Pool, pool
 from convoy.runtime.records import read_steps
 from convoy.runtime.run_folder import (
     RunFolder,
@@ -57,6 +60,8 @@ class Preparation:
     begun: float
     """time.perf_counter() at the start."""
     timeline: Timeline
+    prediction: Prediction | None = None
+    """What the plan is expected to cost, where that was looked into."""
 
     @property
     def folder(self) -> RunFolder:
@@ -79,40 +84,80 @@ def run_with_crew(job: Job, observer: Observer, *, verbose: bool = False) -> res
     """
     preparation = prepare(job, observer)
     settings = preparation.settings
-    with Interrupt() as interrupt, places(settings, verbose=verbose) as found:
+    with (
+        Interrupt() as interrupt,
+        places(settings, verbose=verbose) as found,
+        pool() as processes,
+    ):
         preparation.timeline.mark("ray")
-        plan = make_plan(preparation, [place.worker() for place in found])
-        open_folder(preparation)
-        announce(preparation, plan, observer)
-        journal = open_journal(preparation, observer)
-        crew = Crew(
-            job=job,
-            plan=plan,
-            places=found,
-            journal=journal,
-            observer=observer,
-            interrupt=interrupt,
-            num_steps=preparation.num_steps,
-            network=preparation.facts,
-            element_bytes=preparation.element_bytes,
-            generation=last_generation(preparation),
-        )
-        try:
-            tensors = crew.run(preparation.start)
-            if tensors is not None:
-                assert crew.formation is not None
-                return conclude(
-                    preparation, journal, crew.formation, tensors, crew.recoveries, observer
-                )
-        finally:
-            journal.close()
-        kept = journal.last_checkpoint
-        observer.say(
-            f"stopped before step {journal.last_step + 1}; the checkpoint of step "
-            f"{kept.step if kept else 0} is kept. Go on with: convoy train --resume "
-            f"{preparation.folder.path}"
-        )
-        raise KeyboardInterrupt
+        decision = _decide(preparation, found, observer, processes)
+        return run_at(preparation, decision, processes, interrupt, observer)
+
+
+def run_at(
+    preparation: Preparation,
+    decision: Decision,
+    processes: Pool,
+    interrupt: Interrupt,
+    observer: Observer,
+) -> results.RunResult:
+    """Train as decided, by processes out of the pool; raises as `run_with_crew` does."""
+    preparation.job, preparation.prediction = decision.job, decision.prediction
+    places = decision.places
+    plan = make_plan(preparation, [places[i].worker() for i in decision.taking_part])
+    open_folder(preparation)
+    announce(preparation, plan, observer)
+    journal = open_journal(preparation, observer)
+    crew = Crew(
+        job=preparation.job,
+        plan=plan,
+        places=places,
+        journal=journal,
+        observer=observer,
+        interrupt=interrupt,
+        num_steps=preparation.num_steps,
+        network=preparation.facts,
+        element_bytes=preparation.element_bytes,
+        pool=processes,
+        generation=last_generation(preparation),
+    )
+    try:
+        tensors = crew.run(preparation.start)
+        if tensors is not None:
+            assert crew.formation is not None
+            return conclude(
+                preparation, journal, crew.formation, tensors, crew.recoveries, observer
+            )
+    finally:
+        journal.close()
+    kept = journal.last_checkpoint
+    observer.say(
+        f"stopped before step {journal.last_step + 1}; the checkpoint of step "
+        f"{kept.step if kept else 0} is kept. Go on with: convoy train --resume "
+        f"{preparation.folder.path}"
+    )
+    raise KeyboardInterrupt
+
+
+def _decide(
+    preparation: Preparation, found: Sequence[Place], observer: Observer, processes: Pool
+) -> Decision:
+    """Settle what is done: as asked, or as planned."""
+    job = preparation.job
+    if job.strategy is not None:
+        return Decision(job=job, places=tuple(found), taking_part=tuple(range(len(found))))
+    decision = decide(
+        job,
+        preparation.network,
+        preparation.data.train.image_shape,
+        found,
+        observer,
+        processes,
+        given=job.settings.profile,
+    )
+    if decision.prediction is not None:
+        preparation.timeline.mark("plan")
+    return decision
 
 
 def open_journal(preparation: Preparation, observer: Observer) -> Journal:
@@ -221,15 +266,15 @@ def make_plan(preparation: Preparation, workers: Sequence[Worker]) -> Plan:
         network=preparation.facts,
         element_bytes=preparation.element_bytes,
     )
-    return preparation.job.strategy.plan(problem)
+    return preparation.job.decided.plan(problem)
 
 
 def announce(preparation: Preparation, plan: Plan, observer: Observer) -> None:
     """Write plan.json and tell the observer what will be done."""
-    settings = preparation.settings
+    settings, predicted = preparation.settings, preparation.prediction
     content: dict[str, Any] = {
-        "strategy": settings.strategy,
-        "strategy_options": asdict(preparation.job.strategy),  # type: ignore[call-overload]
+        "strategy": preparation.job.decided.name,
+        "strategy_options": asdict(preparation.job.decided),  # type: ignore[call-overload]
         "network": settings.network,
         "parameters": preparation.facts.num_parameters,
         "dataset": preparation.data.name,
@@ -242,7 +287,9 @@ def announce(preparation: Preparation, plan: Plan, observer: Observer) -> None:
         "steps_per_epoch": preparation.order.steps_per_epoch,
         "optimizer": settings.optimizer,
         "machines": machines_of(plan),
-        "predicted_step_s": None,
+        "predicted_step_s": predicted.step_s if predicted else None,
+        "predicted_step_p90_s": predicted.step_p90_s if predicted else None,
+        "predicted_images_per_s": predicted.images_per_s if predicted else None,
         "folder": str(preparation.folder.path),
     }
     preparation.folder.write_json("plan.json", content)
@@ -272,6 +319,7 @@ def conclude(
 ) -> results.RunResult:
     """Write the trained network and result.json, from what is in the run folder."""
     settings, folder, order = preparation.settings, preparation.folder, preparation.order
+    predicted = preparation.prediction
     steps = [s for s in read_steps(folder.steps) if s.step < preparation.num_steps]
     last_epoch = order.epoch_of(preparation.num_steps - 1)
     recent = [s for s in steps if order.epoch_of(s.step) == last_epoch]
@@ -280,7 +328,7 @@ def conclude(
     evaluation = journal.evaluation
     current = evaluation is not None and evaluation[0] == preparation.num_steps - 1
     result = results.RunResult(
-        strategy=settings.strategy,
+        strategy=preparation.job.decided.name,
         network=settings.network,
         dataset=preparation.data.name,
         machines=machines_of(formation.plan),
@@ -303,6 +351,8 @@ def conclude(
         ranks=ranks,
         recoveries=[{"step": r.step, "lost": r.lost, "seconds": r.seconds} for r in recoveries],
         startup_s=preparation.timeline.phases(),
+        predicted_step_s=predicted.step_s if predicted else None,
+        predicted_images_per_s=predicted.images_per_s if predicted else None,
         folder=folder.path,
     )
     meta = {

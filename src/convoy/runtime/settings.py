@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from convoy.errors import UnknownNameError, UsageError
-from convoy.strategies import STRATEGIES
+from convoy.strategies import AUTO, STRATEGIES
 
 OPTIMIZERS = ("sgd", "adam", "adamax", "adagrad", "adadelta")
 LR_SCHEDULES = ("constant", "step", "cosine")
@@ -39,14 +39,16 @@ class TrainSettings:
     """Name of a data set; see `convoy.datasets`."""
     data_dir: Path | None = None
     """Where its files lie; without it CONVOY_DATA, then the user's cache folder."""
-    strategy: str = "data"
-    """How training is distributed."""
+    strategy: str = AUTO
+    """How training is distributed; `auto` measures, plans and takes what is fastest."""
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
     """What is particular to the strategy: wire, batch_norm, average_every, sync_first."""
     workers: int | None = None
     """Local ranks; without it one per GPU, else one per two cores but at least two."""
     cluster: str | None = None
     """A cluster file, `ray` (the Ray cluster this machine belongs to) or `ray://HOST`."""
+    profile: Path | None = None
+    """For `auto`: a profile to plan with; without it one from the cache, or measured."""
     shares: tuple[float, ...] | None = None
     """Proportions of the batch by rank; without it by the machines' cores and speed."""
     batch_size: int = 64
@@ -90,7 +92,7 @@ class TrainSettings:
     """How long a rank waits for a peer that neither answers nor fails."""
 
     def __post_init__(self) -> None:
-        _one_of("strategy", self.strategy, tuple(STRATEGIES))
+        _one_of("strategy", self.strategy, (AUTO, *STRATEGIES))
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("lr schedule", self.lr_schedule, LR_SCHEDULES)
         _one_of("precision", self.precision, PRECISIONS)

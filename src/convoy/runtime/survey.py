@@ -1,8 +1,8 @@
 """Measures machines, links and a network: what `convoy measure` does.
 
-    all devices at once     steps at many batch sizes             10 s
-    one after another       steps while the others rest            1 s each
+    all devices at once     steps at many batch sizes              8 s
     all at once             layers, parts of convolutions          3 s
+    all, then each alone    steps of one size, three times         2 s, and 2 s each
     pairs, then all         links, all-reduces                     1 s a pair, and 3 s
 
 Devices work at the same time since in a run they do: ranks of one machine share its memory's
@@ -23,7 +23,6 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from convoy.cost.layers import fingerprint, layers_of
 from convoy.cost.profile import (
@@ -40,10 +39,12 @@ from convoy.runtime.ingredients import build_network, open_data
 from convoy.runtime.member_handle import GONE, START_TIMEOUT_S, foreign_error
 from convoy.runtime.observer import Observer
 from convoy.runtime.placement import Place, threads_at
-from convoy.runtime.surveyor import Orders, Steps, Surveyor
+from convoy.runtime.pool import Pool
+from convoy.runtime.surveyor import Orders, Steps
 from convoy.version import __version__
 
-STEPS_S, ALONE_S, LAYERS_S, FILTERS_S = 10.0, 1.0, 1.5, 1.5
+STEPS_S, ALONE_S, LAYERS_S, FILTERS_S = 8.0, 0.6, 1.5, 1.5
+ALONE_ROUNDS = 3
 ANSWER_TIMEOUT_S = 300.0
 """For one question; a slow device measures a large network for minutes."""
 ALL_REDUCE_BYTES = (8, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
@@ -73,13 +74,26 @@ def identity(job: Job) -> Profile:
     )
 
 
-def survey(job: Job, places: Sequence[Place], observer: Observer) -> Profile:
-    """Measure `places` with the job's network.
+def describe(places: Sequence[Place], pool: Pool) -> list[dict[str, Any]]:
+    """Each place's hardware and memory."""
+    party = _Party(None, places, [1] * len(places), pool)
+    try:
+        found = party.ask("describe", [()] * len(places), START_TIMEOUT_S)
+        party.dismiss()
+    except BaseException:
+        party.end()
+        raise
+    return found
+
+
+def survey(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) -> Profile:
+    """Measure `places` with the job's network, by processes out of `pool`.
 
     Raises:
         CrewError: a device cannot be measured, or its machine died meanwhile.
     """
-    party = _Party(job, places)
+    threads = [threads_at(place, places, job.settings) for place in places]
+    party = _Party(job, places, threads, pool)
     try:
         observer.say(f"measuring {', '.join(f'{p.machine} ({p.device})' for p in places)}")
         about = party.ask("prepare", [(party.job,)] * len(places), START_TIMEOUT_S)
@@ -99,8 +113,10 @@ def survey(job: Job, places: Sequence[Place], observer: Observer) -> Profile:
             for i, place in enumerate(places)
         ]
         links, all_reduce = _measure_links(party, places, job.settings.timeout_s)
-    finally:
+        party.dismiss()
+    except BaseException:
         party.end()
+        raise
     wanted = identity(job)
     return Profile(
         network=wanted.network,
@@ -129,20 +145,14 @@ def ladder(batch_size: int) -> tuple[int, ...]:
 class _Party:
     """The surveyors, and questions to all or some of them at once."""
 
-    def __init__(self, job: Job, places: Sequence[Place]) -> None:
-        self.places = places
+    def __init__(
+        self, job: Job | None, places: Sequence[Place], threads: Sequence[int], pool: Pool
+    ) -> None:
+        self.places, self.threads = places, threads
         self.job = ray.put(job)
-        self.threads = [threads_at(place, places, job.settings) for place in places]
-        self._actors = [
-            ray.remote(Surveyor)
-            .options(
-                num_gpus=1 if place.device.startswith("cuda") else 0,
-                num_cpus=self.threads[i] if place.shared else 0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(place.node_id, soft=False),
-            )
-            .remote(place.address, place.device, self.threads[i])
-            for i, place in enumerate(places)
-        ]
+        self._pool = pool
+        self._members = [pool.take(p, t) for p, t in zip(places, self.threads, strict=True)]
+        self.ask("arrive", [(threads,) for threads in self.threads], START_TIMEOUT_S)
 
     def ask(
         self,
@@ -154,7 +164,7 @@ class _Party:
         """Call `method` of every surveyor, or of `ranks`, with its arguments; wait for all."""
         asked = list(range(len(self.places)) if ranks is None else ranks)
         answers = [
-            getattr(self._actors[rank], method).remote(*given)
+            self._members[rank].survey.remote(method, *given)
             for rank, given in zip(asked, arguments, strict=True)
         ]
         found = []
@@ -175,10 +185,16 @@ class _Party:
                 ) from None
         return found
 
+    def dismiss(self) -> None:
+        """Give the processes back."""
+        self.ask("leave", [()] * len(self.places))
+        for place, member in zip(self.places, self._members, strict=True):
+            self._pool.give_back(place, member)
+
     def end(self) -> None:
-        """Let all of them go."""
-        for actor in self._actors:
-            ray.kill(actor)
+        """End the processes, which may not have come to rest."""
+        for member in self._members:
+            ray.kill(member)
 
 
 def _choose_layout(job: Job, party: _Party) -> tuple[str, list[dict[str, float]]]:
@@ -194,14 +210,20 @@ def _choose_layout(job: Job, party: _Party) -> tuple[str, list[dict[str, float]]
 
 
 def _measure_alone(party: _Party, found: Sequence[Steps]) -> list[float]:
-    factors = []
-    for rank, steps in enumerate(found):
+    """Each device's time alone, relative to that while all work; in turns, as machines drift."""
+    orders = []
+    for steps in found:
         seconds = [sum(phases) for phases in zip(*steps.seconds.values(), strict=True)]
         # a size that takes long enough to be timed well, and not too long
-        at = next((i for i, s in enumerate(seconds) if s > 0.05), len(seconds) - 1)
-        (alone,) = party.ask("alone", [(steps.samples[at], ALONE_S)], ranks=[rank])
-        factors.append(min(1.0, alone / seconds[at]))
-    return factors
+        at = next((i for i, s in enumerate(seconds) if s > 0.02), len(seconds) - 1)
+        orders.append((steps.samples[at], ALONE_S))
+    ratios: list[list[float]] = [[] for _ in found]
+    for _ in range(ALONE_ROUNDS):
+        together = party.ask("alone", orders)
+        for rank, order in enumerate(orders):
+            (alone,) = party.ask("alone", [order], ranks=[rank])
+            ratios[rank].append(alone / together[rank])
+    return [min(1.0, statistics.median(of_rank)) for of_rank in ratios]
 
 
 def _device_profile(
@@ -293,9 +315,10 @@ def _measure_links(
     seconds = []
     ratios: list[float] = []
     for i in range(len(sizes)):
-        # all ranks are in it together: the middle one of their times
+        # All ranks are in it together: the middle one of their times. In a row, these alone
+        # use a small CPU quota up; what they cost the CPU is counted apart, so no mean here.
         times = [statistics.median(t) for t in zip(*(r[i]["seconds"] for r in rows), strict=True)]
-        seconds.append(statistics.fmean(times))
+        seconds.append(statistics.median(times))
         ratios += [t / seconds[-1] for t in times]
     cuts = statistics.quantiles(ratios, n=20, method="inclusive")
     return links, AllReduceProfile(

@@ -38,7 +38,7 @@ from convoy.runtime.memory import keep_freed_memory
 from convoy.runtime.part_timer import time_filters
 from convoy.runtime.training import Trainee
 from convoy.strategies import Batch, Equipment
-from convoy.strategies.data_parallel import DataParallel
+from convoy.strategies.replica import replicate
 
 PHASES = ("load", "forward", "backward", "update")
 STRETCH_S = 0.1
@@ -91,6 +91,10 @@ class Surveyor:
         for group in self._trainee.optimizer.param_groups:
             group["lr"] = 0.0  # all the work, and the same numbers every time
         return {"pid": os.getpid(), **describe_device(self._device)}
+
+    def describe(self) -> dict[str, Any]:
+        """What the device is, without a network."""
+        return describe_device(self._device)
 
     def layouts(self, samples: int) -> dict[str, float]:
         """Seconds of forward and backward over `samples` in each layout."""
@@ -341,7 +345,7 @@ class Surveyor:
             loss=trainee.loss,
         )
         try:
-            yield DataParallel().replicate(equipment)
+            yield replicate(equipment)
         finally:
             equipment.comm.close()
             for module, own in classes.items():

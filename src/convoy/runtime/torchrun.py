@@ -90,7 +90,7 @@ def run(job: Job, observer: Observer) -> RunResult | None:
     device = _device()
     trainee = Trainee(job, device, settings.threads_per_worker or torch.get_num_threads())
     workers = _introduce(store, rank, world_size, device, settings.shares)
-    plan = job.strategy.plan(
+    plan = job.decided.plan(
         Problem(
             batch_size=settings.batch_size,
             workers=workers,

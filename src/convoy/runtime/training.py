@@ -179,7 +179,7 @@ class Trainee:
             "machine": formation.machines[formation.rank],
             "generation": formation.generation,
         }
-        for completed in self.job.strategy.run(rank):
+        for completed in self.job.decided.run(rank):
             batch = completed.batch
             next_step = batch.step + 1
             sink.record(place | clock.record(batch, completed.loss_sum))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -23,7 +23,9 @@ from convoy.strategies.parameter_averaging import ParameterAveraging
 from convoy.strategies.single import Single
 
 __all__ = [
+    "AUTO",
     "STRATEGIES",
+    "UNPLANNED",
     "Batch",
     "Completed",
     "Equipment",
@@ -33,12 +35,39 @@ __all__ = [
     "Rank",
     "Strategy",
     "Worker",
+    "candidates",
     "make_strategy",
 ]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy for strategy in (Single, DataParallel, ParameterAveraging)
 }
+
+
+AUTO = "auto"
+"""In place of a strategy's name: whichever the planner predicts to be fastest."""
+
+UNPLANNED = "data"
+"""What `auto` is where there is nothing to plan: shares are given, or torchrun has placed ranks."""
+
+
+def candidates(
+    options: Mapping[str, Any], names: Iterable[str] = tuple(STRATEGIES)
+) -> list[Strategy]:
+    """The strategies of these names, each with those of the options that it has.
+
+    Raises:
+        UsageError: an option that none of them has.
+    """
+    names = list(names)
+    for option in options:
+        owners = [name for name in names if option in _fields(STRATEGIES[name])]
+        if not owners:
+            make_strategy(names[0], {option: options[option]})  # says whose it is
+    return [
+        make_strategy(name, {o: v for o, v in options.items() if o in _fields(STRATEGIES[name])})
+        for name in names
+    ]
 
 
 def make_strategy(name: str, options: Mapping[str, Any]) -> Strategy:

@@ -53,6 +53,8 @@ class Problem:
     network: NetworkFacts
     element_bytes: int = 4
     """Bytes of one parameter: 4 for float32, 8 for float64."""
+    optimizer_states: int = 0
+    """Tensors of a parameter's size that the optimizer keeps for it."""
 
 
 def shares_for(problem: Problem) -> tuple[int, ...]:
@@ -170,6 +172,8 @@ class Strategy(ABC):
     """One line for a list of strategies."""
     uses_several: ClassVar[bool] = True
     """Whether more than one device takes part."""
+    exact: ClassVar[bool] = True
+    """Whether it computes what one device would, so that `auto` may choose it unasked."""
     exchanges_gradients: ClassVar[bool] = False
     """Whether every step ends in an exchange of gradients."""
 

@@ -11,28 +11,22 @@ gradients are weighted before they are sent and their sum is the gradient that o
 would compute, whatever the shares (Sakiyama et al.; Chavan & Kulkarni, algorithm 2, both
 with equal shares).
 
-DistributedDataParallel does the bucketing and the overlap; a communication hook replaces its
-averaging, which assumes equal shares, by a sum.
+DistributedDataParallel does the bucketing and the overlap (`replica.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
-
-import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from convoy.comm import peer_loss
 from convoy.cost.schedule import Schedule
 from convoy.errors import UnknownNameError
-from convoy.strategies.base import Completed, Equipment, Plan, Problem, Rank, Strategy, shares_for
-from convoy.strategies.batch_norm import synchronise_batch_norm
-from convoy.strategies.gradient_hooks import sum_gradients, sum_gradients_as_bfloat16
+from convoy.strategies.base import Completed, Plan, Problem, Rank, Strategy, shares_for
 from convoy.strategies.passes import Drawing, draw_passes
+from convoy.strategies.replica import buffers_kept, replicate
 
 WIRES = ("fp32", "bf16")
 BATCH_NORMS = ("sync", "local")
@@ -85,11 +79,11 @@ class DataParallel(Strategy):
 
     def run(self, rank: Rank) -> Iterator[Completed]:
         """Forward, backward with overlapping all-reduce, update; every step ends in agreement."""
-        model = self.replicate(rank)
+        model = replicate(rank, wire=self.wire, batch_norm=self.batch_norm)
         for batch in rank.batches:
             # A stand-in for no samples is not to leave its mark on statistics of one's own.
             stands_in = self.batch_norm == "local" and not batch.samples
-            with _buffers_kept(rank.model) if stands_in else nullcontext():
+            with buffers_kept(rank.model) if stands_in else nullcontext():
                 loss_sum = rank.loss(model, batch)
                 with peer_loss():
                     (loss_sum / batch.step_samples).backward()
@@ -99,66 +93,3 @@ class DataParallel(Strategy):
             if batch.evaluates:
                 rank.evaluate(batch.step)
             yield Completed(batch=batch, loss_sum=loss_sum)
-
-    def replicate(self, rank: Equipment) -> nn.Module:
-        """The model as DDP wraps it; as it is where there is nobody to share with."""
-        if self.batch_norm == "sync":  # alone too: it may have been one of several before
-            synchronise_batch_norm(rank.model, rank.comm)
-        if rank.comm.world_size == 1:
-            return rank.model
-        replica = DistributedDataParallel(
-            rank.model,
-            device_ids=[rank.device] if rank.device.type == "cuda" else None,
-            init_sync=False,  # the crew has handed every rank the same state
-            gradient_as_bucket_view=True,
-            find_unused_parameters=bool(_unused_parameters(rank)),
-        )
-        # Equal already, or meant to differ. As an argument, torch 2.13 calls it deprecated.
-        replica.broadcast_buffers = False
-        hook = sum_gradients_as_bfloat16 if self.wire == "bf16" else sum_gradients
-        replica.register_comm_hook(rank.comm, hook)
-        _settle_buckets(rank, replica)
-        return replica
-
-
-def _unused_parameters(rank: Equipment) -> list[str]:
-    """Names of the parameters that a forward pass leaves without a gradient.
-
-    DDP waits for every gradient unless it is told that some never come.
-    """
-    with _untouched(rank):
-        rank.loss(rank.model, rank.example).backward()
-        return [
-            name for name, p in rank.model.named_parameters() if p.requires_grad and p.grad is None
-        ]
-
-
-def _settle_buckets(rank: Equipment, replica: nn.Module) -> None:
-    """Run one step that changes nothing, after which DDP's buckets keep their layout.
-
-    DDP lays its buckets out anew after the first backward pass. The order of a ring's
-    additions depends on the layout, so without this the first step after a resumption would
-    round otherwise than the same step of an undisturbed run.
-    """
-    with _untouched(rank), peer_loss():
-        rank.loss(replica, rank.example).backward()
-
-
-@contextmanager
-def _untouched(rank: Equipment) -> Iterator[None]:
-    """Within it the model may run; afterwards its buffers and gradients are as before."""
-    rank.comm.step_samples = rank.example.samples
-    with _buffers_kept(rank.model):
-        yield
-    rank.optimizer.zero_grad(set_to_none=True)
-    rank.comm.take()
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Within it the model may run forward and backward; afterwards its buffers are as before."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    yield
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])

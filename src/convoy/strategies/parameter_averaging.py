@@ -37,6 +37,7 @@ class ParameterAveraging(Strategy):
 
     name: ClassVar[str] = "averaging"
     summary: ClassVar[str] = "each rank trains alone; parameters are averaged every H steps"
+    exact: ClassVar[bool] = False
 
     average_every: int | Literal["end"] = field(
         default=8, metadata={"help": "steps between averages, or end"}
@@ -81,7 +82,8 @@ class ParameterAveraging(Strategy):
             last = [(drawing.all_reduce(network.num_parameters * width, last),)] * len(last)
         last = drawing.compute("update", [0] * len(plan.shares), last, "")
         if several and self.averages_after(step):
-            drawing.all_reduce((network.num_parameters + network.num_buffers) * width, last)
+            of_parameters = network.num_parameters * (1 + plan.problem.optimizer_states)
+            drawing.all_reduce((of_parameters + network.num_buffers) * width, last)
         return drawing.schedule()
 
     def run(self, rank: Rank) -> Iterator[Completed]:

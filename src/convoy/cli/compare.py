@@ -1,0 +1,107 @@
+"""`convoy compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.table import Table
+from typer import Option
+
+from convoy import api
+from convoy.cli.console import console, plain, print_json, stdout_for
+from convoy.cli.entering import enter_lab
+from convoy.cli.strategy_options import with_strategy_options
+from convoy.cli.watching import Watcher
+from convoy.runtime.comparing import Comparison
+
+
+@with_strategy_options("Strategies")
+def compare(
+    network: Annotated[str, Option(help="A network's name, or package.module:function.")],
+    data: Annotated[str, Option(help="A data set, as for train.")] = "digits",
+    strategies: Annotated[str | None, Option(help="As single,data; all without it.")] = None,
+    cluster: Annotated[
+        str | None, Option(help="Cluster file, ray, or ray://HOST; without it this machine.")
+    ] = None,
+    workers: Annotated[int | None, Option(help="Ranks on this machine.")] = None,
+    profile: Annotated[
+        Path | None, Option(help="Figures to predict with; else cached ones, or measured.")
+    ] = None,
+    repeats: Annotated[int, Option(help="How many times each is run, in turns.")] = 3,
+    steps: Annotated[
+        int | None, Option(help="Of each run; as many as take 6 s without this and --epochs.")
+    ] = None,
+    epochs: Annotated[int | None, Option(help="In place of steps.")] = None,
+    target_accuracy: Annotated[
+        float | None, Option(help="On the test set, as 0.97: note the time to it.")
+    ] = None,
+    equal: Annotated[
+        bool, Option("--equal", help="With equal shares over all machines, too.")
+    ] = False,
+    each_single: Annotated[
+        bool, Option("--each-single", help="Every machine alone, not only the fastest.")
+    ] = False,
+    batch_size: Annotated[int, Option(help="Samples per step over all ranks.")] = 64,
+    data_dir: Annotated[Path | None, Option(help="Where data files lie.")] = None,
+    lr: Annotated[float | None, Option(help="Learning rate.")] = None,
+    optimizer: Annotated[str | None, Option(help="As for train.")] = None,
+    precision: Annotated[str | None, Option(help="As for train.")] = None,
+    memory_format: Annotated[str | None, Option(help="As for train.")] = None,
+    threads_per_worker: Annotated[int | None, Option(help="As for train.")] = None,
+    seed: Annotated[int | None, Option(help="As for train.")] = None,
+    out: Annotated[
+        Path | None, Option(help="Folder for everything; runs/compare-TIME without it.")
+    ] = None,
+    json: Annotated[bool, Option("--json", help="Print one JSON document on stdout.")] = False,
+    verbose: Annotated[bool, Option("--verbose", "-v", help="Ray's own messages too.")] = False,
+    **strategy_options: Any,
+) -> None:
+    """Run strategies side by side, and hold what was predicted against what happened."""
+    options = locals() | strategy_options
+    for name in ("json", "verbose", "strategy_options", "strategies"):
+        del options[name]
+    options = {name: value for name, value in options.items() if value is not None}
+    enter_lab(cluster)
+    output = console(as_json=json)
+    with stdout_for(as_json=json), Watcher(output) as watcher:
+        comparison = api.compare(
+            strategies=strategies.split(",") if strategies else None,
+            observer=watcher,
+            verbose=verbose,
+            **options,
+        )
+    if json:
+        print_json(comparison.to_dict())
+        return
+    output.print(_table(comparison))
+    output.print(f"auto would take {plain(comparison.chosen)}")
+    output.print(f"everything is in {plain(str(comparison.folder))}", soft_wrap=True)
+
+
+def _table(comparison: Comparison) -> Table:
+    table = Table(
+        title=f"{plain(comparison.network)}, batch of {comparison.batch_size}, "
+        f"{comparison.repeats} times in turns"
+    )
+    table.add_column("")
+    for name in ("predicted ms", "measured ms", "error", "images/s", "sent kB", "accuracy"):
+        table.add_column(name, justify="right")
+    if comparison.target_accuracy is not None:
+        table.add_column(f"s to {comparison.target_accuracy:.1%}", justify="right")
+    for run in comparison.runs:
+        accuracy = run["test_accuracy"]
+        cells = [
+            plain(run["label"]),
+            f"{run['predicted_step_s'] * 1e3:.1f}",
+            f"{run['measured_step_s'] * 1e3:.1f}",
+            f"{run['error']:+.1%}",
+            f"{run['images_per_s']:,.0f}",
+            f"{run['sent_bytes_per_step'] / 1e3:,.0f}",
+            f"{accuracy:.2%}" if accuracy is not None else "",
+        ]
+        if comparison.target_accuracy is not None:
+            reached = run["time_to_target_s"]
+            cells.append(f"{reached:.1f}" if reached is not None else "never")
+        table.add_row(*cells)
+    return table

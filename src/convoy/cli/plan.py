@@ -1,0 +1,123 @@
+"""`convoy plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.table import Table
+from typer import Option
+
+from convoy import api
+from convoy.cli.console import console, plain, print_json, stdout_for
+from convoy.cli.entering import enter_lab
+from convoy.cli.strategy_options import with_strategy_options
+from convoy.cli.watching import Watcher
+from convoy.report.plans import PlanReport
+
+SHOWN = 12
+
+
+@with_strategy_options("Strategies")
+def plan(
+    network: Annotated[str, Option(help="A network's name, or package.module:function.")],
+    cluster: Annotated[
+        str | None, Option(help="Cluster file, ray, or ray://HOST; without it this machine.")
+    ] = None,
+    workers: Annotated[int | None, Option(help="Ranks on this machine.")] = None,
+    profile: Annotated[
+        Path | None,
+        Option(help="Measured figures; without it those in the cache, or they are measured."),
+    ] = None,
+    batch_size: Annotated[int, Option(help="Samples per step over all ranks.")] = 64,
+    strategies: Annotated[
+        str | None, Option(help="Which to compare, as single,data; all without it.")
+    ] = None,
+    data: Annotated[
+        str | None, Option(help="A data set, as for train; made-up images without it.")
+    ] = None,
+    data_dir: Annotated[Path | None, Option(help="Where data files lie.")] = None,
+    optimizer: Annotated[str | None, Option(help="As for train.")] = None,
+    precision: Annotated[str | None, Option(help="As for train.")] = None,
+    memory_format: Annotated[str | None, Option(help="As for train.")] = None,
+    threads_per_worker: Annotated[int | None, Option(help="As for train.")] = None,
+    picture: Annotated[
+        Path | None, Option(help="Draw one step of the chosen plan, as plan.png.")
+    ] = None,
+    all_plans: Annotated[bool, Option("--all", help="Every plan, not only the best.")] = False,
+    json: Annotated[bool, Option("--json", help="Print one JSON document on stdout.")] = False,
+    verbose: Annotated[bool, Option("--verbose", "-v", help="Ray's own messages too.")] = False,
+    **strategy_options: Any,
+) -> None:
+    """Predict what each way of training on these machines would cost."""
+    given = {
+        "cluster": cluster,
+        "workers": workers,
+        "batch_size": batch_size,
+        "data": data,
+        "data_dir": data_dir,
+        "optimizer": optimizer,
+        "precision": precision,
+        "memory_format": memory_format,
+        "threads_per_worker": threads_per_worker,
+        **strategy_options,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    names = strategies.split(",") if strategies else None
+    if profile is None:
+        enter_lab(cluster)
+    output = console(as_json=json)
+    with stdout_for(as_json=json), Watcher(output) as watcher:
+        report = api.plan(
+            network,
+            profile=profile,
+            strategies=names,
+            observer=watcher,
+            verbose=verbose,
+            **options,
+        )
+    if picture is not None:
+        report.draw(picture)
+    if json:
+        print_json(report.to_dict())
+        return
+    output.print(_table(report, len(report.ranking.predictions) if all_plans else SHOWN))
+    output.print(report.ranking.advice)
+    if picture is not None:
+        output.print(f"one step of it is drawn in {plain(str(picture))}")
+
+
+def _table(report: PlanReport, shown: int) -> Table:
+    ranking = report.ranking
+    table = Table(
+        title=f"{plain(report.network)}, batch of {ranking.task.batch_size}",
+        caption=_left_out(len(ranking.predictions) - shown),
+    )
+    table.add_column("")
+    table.add_column("strategy")
+    table.add_column("machines and samples")
+    for name in ("step ms", "p90", "images/s", "speed-up", "sent kB", "peak MiB"):
+        table.add_column(name, justify="right")
+    for number, prediction in enumerate(ranking.predictions[:shown]):
+        row = report.row(prediction)
+        machines = ", ".join(f"{plain(m['name'])} {m['samples']}" for m in row["machines"])
+        mark = "[green]>[/]" if number == ranking.chosen else ""
+        if row["step_s"] is None or not row["feasible"]:
+            table.add_row(mark, row["strategy"], f"{machines}: {plain(row['reason'])}")
+            continue
+        table.add_row(
+            mark,
+            row["strategy"],
+            machines,
+            f"{row['step_s'] * 1e3:.1f}",
+            f"{row['step_p90_s'] * 1e3:.1f}",
+            f"{row['images_per_s']:,.0f}",
+            f"{row['speedup']:.2f}" if row["speedup"] else "",
+            f"{row['sent_bytes_per_step'] / 1e3:,.0f}",
+            f"{max(row['peak_bytes']) / 2**20:,.0f}",
+        )
+    return table
+
+
+def _left_out(count: int) -> str | None:
+    return f"{count} more with --all" if count > 0 else None

@@ -1,0 +1,59 @@
+"""Processes for ranks: started once, and used for one thing after another.
+
+Starting one takes seconds, most of them imports. Whoever measures, trains and compares on the
+same places takes processes out of a pool and gives them back.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from convoy.runtime.member import MAX_CONCURRENCY, Berth, Member
+from convoy.runtime.placement import Place
+
+
+class Pool:
+    """Idle members, by place."""
+
+    def __init__(self) -> None:
+        self._idle: dict[int, list[Any]] = defaultdict(list)
+
+    def take(self, place: Place, num_threads: int) -> Any:
+        """A member at `place`: one that is idle, or a new one."""
+        if self._idle[place.index]:
+            return self._idle[place.index].pop()
+        options: dict[str, Any] = {
+            "max_concurrency": MAX_CONCURRENCY,
+            "num_gpus": 1 if place.device.startswith("cuda") else 0,
+            "num_cpus": num_threads if place.shared else 0,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(place.node_id, soft=False),
+        }
+        berth = Berth(address=place.address, device=place.device)
+        return ray.remote(Member).options(**options).remote(berth)
+
+    def give_back(self, place: Place, member: Any) -> None:
+        """`member` has nothing to do any more."""
+        self._idle[place.index].append(member)
+
+    def end(self) -> None:
+        """Let the idle ones go."""
+        for members in self._idle.values():
+            for member in members:
+                ray.kill(member)
+        self._idle.clear()
+
+
+@contextmanager
+def pool() -> Iterator[Pool]:
+    """A pool that ends with the block."""
+    opened = Pool()
+    try:
+        yield opened
+    finally:
+        opened.end()

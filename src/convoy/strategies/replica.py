@@ -1,0 +1,89 @@
+"""A network as a rank of a crew has it that exchanges gradients every step.
+
+DistributedDataParallel does the bucketing and the overlap; a communication hook replaces its
+averaging, which assumes equal shares, by a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from convoy.comm import peer_loss
+from convoy.strategies.base import Equipment
+from convoy.strategies.batch_norm import synchronise_batch_norm
+from convoy.strategies.gradient_hooks import sum_gradients, sum_gradients_as_bfloat16
+
+
+def replicate(rank: Equipment, *, wire: str = "fp32", batch_norm: str = "sync") -> nn.Module:
+    """The model as DDP wraps it; as it is where there is nobody to share with.
+
+    Args:
+        rank: whose model, optimizer and comm they are.
+        wire: as `data`'s option.
+        batch_norm: likewise.
+    """
+    if batch_norm == "sync":  # alone too: it may have been one of several before
+        synchronise_batch_norm(rank.model, rank.comm)
+    if rank.comm.world_size == 1:
+        return rank.model
+    replica = DistributedDataParallel(
+        rank.model,
+        device_ids=[rank.device] if rank.device.type == "cuda" else None,
+        init_sync=False,  # the crew has handed every rank the same state
+        gradient_as_bucket_view=True,
+        find_unused_parameters=bool(_unused_parameters(rank)),
+    )
+    # Equal already, or meant to differ. As an argument, torch 2.13 calls it deprecated.
+    replica.broadcast_buffers = False
+    hook = sum_gradients_as_bfloat16 if wire == "bf16" else sum_gradients
+    replica.register_comm_hook(rank.comm, hook)
+    _settle_buckets(rank, replica)
+    return replica
+
+
+def _unused_parameters(rank: Equipment) -> list[str]:
+    """Names of the parameters that a forward pass leaves without a gradient.
+
+    DDP waits for every gradient unless it is told that some never come.
+    """
+    with _untouched(rank):
+        rank.loss(rank.model, rank.example).backward()
+        return [
+            name for name, p in rank.model.named_parameters() if p.requires_grad and p.grad is None
+        ]
+
+
+def _settle_buckets(rank: Equipment, replica: nn.Module) -> None:
+    """Run one step that changes nothing, after which DDP's buckets keep their layout.
+
+    DDP lays its buckets out anew after the first backward pass. The order of a ring's
+    additions depends on the layout, so without this the first step after a resumption would
+    round otherwise than the same step of an undisturbed run.
+    """
+    with _untouched(rank), peer_loss():
+        rank.loss(replica, rank.example).backward()
+
+
+@contextmanager
+def _untouched(rank: Equipment) -> Iterator[None]:
+    """Within it the model may run; afterwards its buffers and gradients are as before."""
+    rank.comm.step_samples = rank.example.samples
+    with buffers_kept(rank.model):
+        yield
+    rank.optimizer.zero_grad(set_to_none=True)
+    rank.comm.take()
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Within it the model may run forward and backward; afterwards its buffers are as before."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    yield
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
