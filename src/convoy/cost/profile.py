@@ -90,9 +90,9 @@ class DeviceProfile:
             self._check(f"{layer.name}.forward_s", layer.forward_s)
             self._check(f"{layer.name}.backward_s", layer.backward_s)
         where = f"{self.machine} ({self.device})"
-        _check_figures(where, "update_s", self.update_s, zero=True)
-        for name in ("cores", "threads", "memory_bytes", "alone"):
-            _check_figures(where, name, getattr(self, name))
+        for name in ("cores", "threads", "memory_bytes", "update_s", "alone"):
+            zero = name in ("memory_bytes", "update_s")
+            _check_figures(where, name, getattr(self, name), zero=zero)
         _check_figures(where, "variation", *self.variation)
 
     def _check(self, name: str, seconds: tuple[float, ...]) -> None:
@@ -313,9 +313,7 @@ def _places(devices: Sequence[DeviceProfile]) -> list[tuple[str, str, int]]:
     return found
 
 
-def _check_curve(
-    where: str, name: str, sizes: tuple[int, ...], seconds: tuple[float, ...]
-) -> None:
+def _check_curve(where: str, name: str, sizes: tuple[int, ...], seconds: tuple[float, ...]) -> None:
     try:
         Curve(sizes, seconds)
     except ValueError as error:
