@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convoy.cost.profile import (
@@ -67,6 +67,7 @@ def devices(draw: st.DrawFn) -> DeviceProfile:
     )
 
 
+@settings(max_examples=40, deadline=None)  # each writes a file
 @given(st.lists(devices(), min_size=1, max_size=3), st.booleans(), digits(1, 1e12))
 def test_a_file_holds_all_of_it(
     several: list[DeviceProfile], rings: bool, bandwidth: float
@@ -84,6 +85,7 @@ def test_a_file_holds_all_of_it(
         assert [p.name for p in path.parent.iterdir()] == ["profile.json"]
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.floats(1e-12, 1e6), st.floats(1, 1e13))
 def test_figures_keep_five_digits(seconds: float, bandwidth: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
