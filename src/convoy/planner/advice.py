@@ -55,7 +55,9 @@ def _why_not(
         if p.feasible and set(p.picks) == {*best.picks, pick} and p.plan is not None
     ]
     if not wider:
-        return f"Leave {name} out."
+        cannot = (p.reason for p in found if {*p.picks} == {*best.picks, pick} and p.reason)
+        why = next(cannot, "")
+        return f"Leave {name} out: {why}." if why else f"Leave {name} out."
     p = min(wider, key=lambda p: p.step_s)
     change = p.step_s / best.step_s - 1
     if change < 0:
