@@ -17,7 +17,8 @@ from convoy.runtime.formation import Job
 from convoy.runtime.layout import FORMATS
 from convoy.runtime.settings import TrainSettings
 from convoy.runtime.surveyor import Orders, Surveyor, _mean_of, _variation
-from convoy.strategies import make_strategy
+from convoy.strategies import Batch, make_strategy
+from convoy.strategies.batch_norm import CrewBatchNorm
 
 
 def network() -> nn.Module:
@@ -99,6 +100,25 @@ def test_sizes_for_which_there_is_no_time_are_left_out(
     assert all(len(times) == 1 for times in steps.seconds.values())
 
 
+def test_a_network_is_timed_alone_as_it_is_alone(
+    surveyor: tuple[Surveyor, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And in a crew with the batch normalisation of one, which takes longer."""
+    made, model = surveyor
+    seen: set[tuple[bool, type]] = set()
+    loss = made._trainee.loss
+
+    def watched(which: nn.Module, batch: Batch) -> Tensor:
+        seen.add((which is model, type(model[1])))
+        return loss(which, batch)
+
+    with made._replica() as replica:
+        monkeypatch.setattr(made._trainee, "loss", watched)
+        for which in (replica, model, replica, model):
+            made._step(2, which)
+    assert seen == {(True, nn.BatchNorm2d), (False, CrewBatchNorm)}
+
+
 def test_a_step_that_fails_leaves_no_group(
     surveyor: tuple[Surveyor, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,3 +151,15 @@ def test_variation_is_in_deciles_of_the_mean() -> None:
     spread = _variation([[phases(float(s)) for s in range(1, 102)]])
     assert spread == pytest.approx([(6 + 10 * i) / 51 for i in range(10)])
     assert math.fsum(spread) == pytest.approx(10)
+
+
+def test_a_network_that_cannot_learn_from_one_image(
+    surveyor: tuple[Surveyor, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single value has no variance, and is left to what two take."""
+    made, model = surveyor
+    model.insert(4, nn.BatchNorm1d(64))
+    steps = made.steps(Orders(layout="contiguous", samples=(1, 2), seconds=0.3))
+    assert steps.samples == (2,)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        made.steps(Orders(layout="contiguous", samples=(1,), seconds=0.3))
