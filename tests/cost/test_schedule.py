@@ -5,15 +5,19 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convoy.cost.fabric import Fabric
 from convoy.cost.schedule import (
     Collective,
     Compute,
     Operation,
     Schedule,
     Transfer,
+    in_a_row,
+    ranks_of,
     ring_share,
     sent_bytes,
 )
+from convoy.cost.simulate import simulate
 
 SIZES = st.integers(0, 10**9)
 
@@ -86,3 +90,65 @@ def test_nothing_is_lost_between_ranks(sizes: list[int], num_ranks: int) -> None
 
 def test_operations_may_come_from_a_generator() -> None:
     assert sent_bytes((all_reduce(6, 0, 1) for _ in range(2)), 1) == 12
+
+
+def compute(rank: int, *after: int, phase: str = "forward") -> Compute:
+    return Compute(rank=rank, phase=phase, samples=1, after=after)  # type: ignore[arg-type]
+
+
+def waits(schedule: Schedule) -> list[tuple[int, ...]]:
+    return [operation.after for operation in schedule]
+
+
+def test_who_takes_part() -> None:
+    assert ranks_of(compute(3)) == (3,)
+    assert ranks_of(Transfer(source=2, destination=0, payload_bytes=1)) == (2, 0)
+    assert ranks_of(all_reduce(1, 4, 0, 2)) == (4, 0, 2)
+
+
+def test_a_rank_begins_its_next_step_when_it_has_ended_its_last() -> None:
+    """Whatever the other does."""
+    step = (compute(0), compute(1), compute(0, 0, phase="update"), compute(1, 1, phase="update"))
+    joined = in_a_row([step] * 3)
+    assert waits(joined) == [(), (), (0,), (1,), (2,), (3,), (4,), (5,), (6,), (7,), (8,), (9,)]
+    assert [o.step for o in joined if isinstance(o, Compute)] == [i for i in range(3) for _ in step]
+
+
+def test_an_exchange_keeps_steps_together() -> None:
+    step = (compute(0), compute(1), all_reduce(1, 0, 1))
+    with_update = (*step[:2], all_reduce(1, 0, 1), compute(0, 0, 2), compute(1, 1, 2))
+    assert waits(in_a_row([with_update] * 2))[5:] == [(3,), (4,), (3, 4), (5, 7), (6, 7)]
+    assert waits(in_a_row([(all_reduce(1, 0, 1),), step]))[1:] == [(0,), (0,), (0,)]
+
+
+def test_what_another_rank_waits_for_is_still_a_ranks_last() -> None:
+    """Rank 0 sends its result to rank 1, which works on; both then begin anew."""
+    step = (compute(0), Transfer(source=0, destination=1, payload_bytes=1, after=(0,)))
+    pipeline = (*step, compute(1, 1))
+    assert waits(in_a_row([pipeline] * 3)) == [
+        *((), (0,), (1,)),
+        *((1,), (3, 2), (4,)),
+        *((4,), (6, 5), (7,)),
+    ]
+
+
+def test_a_step_without_a_rank_leaves_its_last_as_it_was() -> None:
+    assert waits(in_a_row([(compute(0), compute(1)), (compute(0),), (compute(1),)])) == [
+        (),
+        (),
+        (0,),
+        (1,),
+    ]
+    assert in_a_row([]) == in_a_row([(), ()]) == ()
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.integers(1, 4))
+def test_steps_in_a_row_take_the_sum_of_their_times(ranks: list[int], count: int) -> None:
+    """Each rank's work is done one after another, so the busiest rank's sum is the whole."""
+    step = tuple(compute(rank) for rank in ranks)
+    hosts = tuple(range(4))
+    every = dict.fromkeys(hosts, 1.0)
+    played = simulate(
+        in_a_row([step] * count), lambda _: 1.0, Fabric(hosts=hosts, up=every, down=every)
+    )
+    assert played.step_s == count * max(ranks.count(rank) for rank in hosts)

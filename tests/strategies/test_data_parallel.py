@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convoy.cost.schedule import Collective, Compute
 from convoy.datasets import open_dataset
 from convoy.runtime.formation import Part
 from convoy.runtime.state import Tensors
@@ -48,25 +47,6 @@ def test_bytes_by_hand(
     reports = crew.run(job, WEIGHTS[:num_ranks])
     for step in range(3):  # the last is a short one
         assert [report.records[step]["sent_bytes"] for report in reports] == sent
-
-
-def test_schedule_waits_for_every_backward_pass() -> None:
-    job = job_for("image_normalised", "data")
-    plan = plan_of(job, (1, 3))
-    schedule = job.strategy.schedule(plan, 0)
-    assert plan.shares == (2, 6)
-    assert schedule[:4] == (
-        Compute(rank=0, phase="forward", samples=2),
-        Compute(rank=1, phase="forward", samples=6),
-        Compute(rank=0, phase="backward", samples=2, after=(0,)),
-        Compute(rank=1, phase="backward", samples=6, after=(1,)),
-    )
-    exchanges = schedule[4:-2]
-    assert all(isinstance(e, Collective) and e.after == (2, 3) for e in exchanges)
-    assert [e.payload_bytes for e in exchanges if isinstance(e, Collective)] == (
-        [197 * 8, 72, 64, 56, 48]
-    )
-    assert [operation.after for operation in schedule[-2:]] == [(2, 3, *range(4, 9))] * 2
 
 
 def test_bfloat16_on_the_wire_is_near_but_not_equal(crew: Crew) -> None:

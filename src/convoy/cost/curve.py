@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +17,8 @@ class Curve:
     less time is noise. Beyond the last point it goes on as between the last two.
 
     Raises:
-        ValueError: no points, numbers of samples that do not rise, or times that are not positive.
+        ValueError: no points, numbers of samples that do not rise, or times that are negative or
+            not finite.
     """
 
     samples: tuple[int, ...]
@@ -42,10 +43,10 @@ class Curve:
             return ys[0]
         if samples >= xs[-1]:
             return ys[-1] + (samples - xs[-1]) * self._last_slope()
-        right = bisect_left(xs, samples)
+        right = bisect_right(xs, samples)
         left = right - 1
         part = (samples - xs[left]) / (xs[right] - xs[left])
-        return ys[left] + part * (ys[right] - ys[left])
+        return min(ys[right], ys[left] + part * (ys[right] - ys[left]))  # whatever rounding does
 
     def _last_slope(self) -> float:
         overall = self.seconds[-1] / self.samples[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -37,7 +37,7 @@ class Fabric:
     """What any collective takes however small it is."""
     cpu_s_per_byte: tuple[float, ...] = ()
     """Seconds of each rank's device that a byte of a collective's payload costs; none: 0."""
-    overhead: Curve | None = None
+    overhead: Callable[[float], float] | None = None
     """Seconds, by payload bytes, that a collective takes besides; where it was measured, in place
     of `floor_s`."""
     cpu: tuple[Curve, ...] = ()

@@ -32,7 +32,8 @@ class LayerSize:
 
     name: str
     parameters: tuple[int, ...] = ()
-    """Of each trainable tensor that no earlier layer has."""
+    """Of each trainable tensor that no earlier layer has, in the order in which a backward pass
+    finishes their gradients."""
     batch_norm_channels: int = 0
     """Of a batch normalisation; 0 of anything else."""
     activations: int = 0
@@ -134,6 +135,8 @@ def _sizes(network: nn.Module, found: Iterable[LayerFacts]) -> tuple[LayerSize, 
             continue
         module = modules[name]
         own = [left.pop(id(p)) for p in module.parameters() if id(p) in left]
+        if isinstance(module, nn.Linear):  # its weight's gradient passes a transposition first
+            own.reverse()
         norm = module.num_features if isinstance(module, _BatchNorm) else 0
         sizes.append(
             LayerSize(
@@ -145,7 +148,7 @@ def _sizes(network: nn.Module, found: Iterable[LayerFacts]) -> tuple[LayerSize, 
         )
     if left and sizes:  # parameters that no layer's pass has shown come last in a backward pass
         first = sizes[0]
-        sizes[0] = replace(first, parameters=(*left.values(), *first.parameters))
+        sizes[0] = replace(first, parameters=(*first.parameters, *left.values()))
     return tuple(sizes)
 
 

@@ -13,7 +13,9 @@ much part of a run as any other; how much they vary stands beside them, as decil
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,12 +91,14 @@ class DeviceProfile:
         for layer in self.layers:
             self._check(f"{layer.name}.forward_s", layer.forward_s)
             self._check(f"{layer.name}.backward_s", layer.backward_s)
+        where = f"{self.machine} ({self.device})"
+        for name in ("cores", "threads", "memory_bytes", "update_s", "alone"):
+            zero = name in ("memory_bytes", "update_s")
+            _check_figures(where, name, getattr(self, name), zero=zero)
+        _check_figures(where, "variation", *self.variation)
 
     def _check(self, name: str, seconds: tuple[float, ...]) -> None:
-        try:
-            Curve(self.samples, seconds)
-        except ValueError as error:
-            raise ProfileError(f"{self.machine} ({self.device}), {name}: {error}") from None
+        _check_curve(f"{self.machine} ({self.device})", name, self.samples, seconds)
 
     def curve(self, phase: str) -> Curve:
         """Seconds of `load`, `forward` or `backward` of the whole network, by samples."""
@@ -111,10 +115,6 @@ class DeviceProfile:
             "convoy measure"
         )
 
-    def same_device(self, other: DeviceProfile) -> bool:
-        """Whether `other` was taken of the same place."""
-        return (self.machine, self.device) == (other.machine, other.device)
-
 
 @dataclass(frozen=True, kw_only=True)
 class LinkProfile:
@@ -127,16 +127,28 @@ class LinkProfile:
     variation: tuple[float, ...] = STEADY
     """Deciles of a transfer's time relative to the mean."""
 
+    def __post_init__(self) -> None:
+        where = f"link {self.between[0]} - {self.between[1]}"
+        _check_figures(where, "bandwidth_bytes_s", self.bandwidth_bytes_s)
+        _check_figures(where, "latency_s", self.latency_s, zero=True)
+        _check_figures(where, "variation", *self.variation)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AllReduceProfile:
-    """All-reduces among all of the profile's devices, by size."""
+    """All-reduces among the profile's devices, by size: all of them, or the first."""
 
     payload_bytes: tuple[int, ...]
     seconds: tuple[float, ...]
     cpu_s: tuple[tuple[float, ...], ...]
-    """CPU time of each rank, by size."""
+    """CPU time of each rank, by size; as many of the profile's first devices took part."""
     variation: tuple[float, ...] = STEADY
+
+    def __post_init__(self) -> None:
+        _check_curve("all_reduce", "seconds", self.payload_bytes, self.seconds)
+        for rank, row in enumerate(self.cpu_s):
+            _check_curve("all_reduce", f"cpu_s.{rank}", self.payload_bytes, row)
+        _check_figures("all_reduce", "variation", *self.variation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +182,15 @@ class Profile:
             beside.write_text(text, encoding="utf-8")
             beside.replace(path)
         except OSError as error:
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
             raise ProfileError(f"cannot write the profile {path}: {error.strerror}") from None
 
     def merged(self, newer: Profile) -> Profile:
         """This profile with what `newer` measured put in its place, or added.
+
+        Of several devices at one place the first newer one takes the place of the first here, and
+        so on. The devices of the all-reduces stay, or become, the first.
 
         Raises:
             ProfileError: the two were taken of different networks, precisions or versions.
@@ -182,17 +198,19 @@ class Profile:
         reasons = differences(self, newer)
         if reasons:
             raise ProfileError(f"the two profiles cannot be merged: {'; '.join(reasons)}")
-        kept = tuple(
-            d for d in self.devices if not any(d.same_device(new) for new in newer.devices)
-        )
+        fresh = dict(zip(_places(newer.devices), newer.devices, strict=True))
+        known = dict(zip(_places(self.devices), self.devices, strict=True))
+        kept = [place for place in known if place not in fresh]
+        order = [*fresh, *kept] if newer.all_reduce or not kept else {**known, **fresh}
         pairs = {frozenset(link.between) for link in newer.links}
         links = tuple(link for link in self.links if frozenset(link.between) not in pairs)
         whole = not kept  # an all-reduce stands for the devices that took part in it
         return replace(
             newer,
-            devices=(*kept, *newer.devices),
+            devices=tuple(fresh.get(place) or known[place] for place in order),
             links=(*links, *newer.links),
             all_reduce=newer.all_reduce if whole else newer.all_reduce or self.all_reduce,
+            batch_size=newer.batch_size if whole else min(self.batch_size, newer.batch_size),
         )
 
 
@@ -265,14 +283,14 @@ def misfits(profile: Profile, wanted: Profile) -> list[str]:
         reasons.append(
             f"batch size: taken up to {profile.batch_size} samples, wanted are {wanted.batch_size}"
         )
-    for want in wanted.devices:
-        same = [d for d in profile.devices if d.same_device(want)]
-        name = f"{want.machine} ({want.device})"
-        if not same:
+    measured = dict(zip(_places(profile.devices), profile.devices, strict=True))
+    for place, want in zip(_places(wanted.devices), wanted.devices, strict=True):
+        name = f"{want.machine} ({want.device})" + (f" number {place[2]}" if place[2] > 1 else "")
+        if place not in measured:
             reasons.append(f"{name} was not measured")
             continue
         for what in ("hardware", "cores", "threads"):
-            had, now = getattr(same[0], what), getattr(want, what)
+            had, now = getattr(measured[place], what), getattr(want, what)
             if had != now:
                 reasons.append(f"{name}, {what}: taken on {had}, now it is {now}")
     return reasons
@@ -291,6 +309,31 @@ def checked(profile: Profile, wanted: Profile, source: str) -> Profile:
             "measure"
         )
     return profile
+
+
+def _places(devices: Sequence[DeviceProfile]) -> list[tuple[str, str, int]]:
+    """Of each its machine, its name there, and which of the ranks on that it is, from 1."""
+    found: list[tuple[str, str, int]] = []
+    for device in devices:
+        before = sum(place[:2] == (device.machine, device.device) for place in found)
+        found.append((device.machine, device.device, before + 1))
+    return found
+
+
+def _check_curve(where: str, name: str, sizes: tuple[int, ...], seconds: tuple[float, ...]) -> None:
+    try:
+        Curve(sizes, seconds)
+    except ValueError as error:
+        raise ProfileError(f"{where}, {name}: {error}") from None
+
+
+def _check_figures(where: str, name: str, *figures: float, zero: bool = False) -> None:
+    if not figures:
+        raise ProfileError(f"{where}, {name}: expected at least one number")
+    for figure in figures:
+        if not (math.isfinite(figure) and (figure > 0 or (zero and figure == 0))):
+            expected = "0 or more" if zero else "more than 0"
+            raise ProfileError(f"{where}, {name}: {figure:g}; expected {expected}")
 
 
 def _lines(value: Any, indent: str) -> str:

@@ -64,28 +64,29 @@ Schedule = tuple[Operation, ...]
 def in_a_row(schedules: Iterable[Schedule]) -> Schedule:
     """Steps one after another: what a rank does first waits for what it did last.
 
-    A transfer or collective that waits for nothing within its step waits for the last of each of
-    its ranks.
+    First is what waits for nothing that the rank itself does in the step, and last what nothing
+    of the rank waits for. A transfer or collective is something that each of its ranks does.
     """
     joined: list[Operation] = []
     last: dict[int, tuple[int, ...]] = {}
     for step, schedule in enumerate(schedules):
         offset = len(joined)
         ended: dict[int, list[int]] = defaultdict(list)
-        followed = {before for operation in schedule for before in operation.after}
-        for index, operation in enumerate(schedule):
-            ranks = ranks_of(operation)
-            after = tuple(before + offset for before in operation.after)
-            if not after:
-                after = tuple(sorted({i for rank in ranks for i in last.get(rank, ())}))
+        followed: set[tuple[int, int]] = set()
+        for operation in schedule:
+            after = {before + offset: None for before in operation.after}  # a set in order
+            for rank in ranks_of(operation):
+                own = [before for before in operation.after if rank in ranks_of(schedule[before])]
+                followed |= {(rank, before + offset) for before in own}
+                if not own:
+                    after |= dict.fromkeys(last.get(rank, ()))
+                ended[rank].append(len(joined))
             if isinstance(operation, Compute):
-                joined.append(replace(operation, after=after, step=step))
+                joined.append(replace(operation, after=tuple(after), step=step))
             else:
-                joined.append(replace(operation, after=after))
-            if index not in followed:
-                for rank in ranks:
-                    ended[rank].append(index + offset)
-        last |= {rank: tuple(indices) for rank, indices in ended.items()}
+                joined.append(replace(operation, after=tuple(after)))
+        for rank, indices in ended.items():
+            last[rank] = tuple(index for index in indices if (rank, index) not in followed)
     return tuple(joined)
 
 

@@ -80,6 +80,26 @@ class Device:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Overhead:
+    """What an all-reduce takes besides latencies and its bytes' way, by payload bytes.
+
+    It is what was measured less those, so that it may fall where payloads grow.
+    """
+
+    measured: Curve
+    delay_s: float
+    """Latencies in the way of the measured all-reduces."""
+    s_per_byte: float
+    """Seconds of their way."""
+    factor: float = 1.0
+
+    def __call__(self, payload_bytes: float) -> float:
+        """Seconds for a payload of that size."""
+        way = self.delay_s + self.s_per_byte * payload_bytes
+        return self.factor * max(0.0, self.measured(payload_bytes) - way)
+
+
+@dataclass(frozen=True, kw_only=True)
 class World:
     """Everything that could take part."""
 
@@ -92,8 +112,8 @@ class World:
     all_reduce_kind: AllReduce = "ring"
     num_measured: int = 1
     """Devices that took part in the measured all-reduces, and that worked at once."""
-    overhead: Curve | None = None
-    """Seconds, by payload, that the measured all-reduces took besides the bytes' way."""
+    overhead: Overhead | None = None
+    """Of the measured all-reduces."""
 
     def fabric(self, picks: Sequence[int], *, bandwidth: float | None = None) -> Fabric:
         """Hosts and links of the picked devices; all links between machines at `bandwidth`."""
@@ -162,11 +182,11 @@ class World:
             return 1.0
         return alone + (1 - alone) * (count - 1) / (self.num_measured - 1)
 
-    def _overhead(self, count: int) -> Curve | None:
+    def _overhead(self, count: int) -> Overhead | None:
         """As `overhead`, among `count`: a ring has 2 (n - 1) rounds."""
         if self.overhead is None or count < 2:
             return None
-        return self.overhead.scaled((count - 1) / (self.num_measured - 1))
+        return replace(self.overhead, factor=(count - 1) / (self.num_measured - 1))
 
     def _cpu(self, pick: int, count: int) -> Curve:
         """Seconds of a device that a collective among `count` costs, by payload bytes.
@@ -181,7 +201,7 @@ class World:
             return Curve((1,), (0.0,))
         part = (count - 1) / count / (min(1.0, profile.cores) * device.speed)
         measured = self.all_reduce
-        if measured is None or device.measured_as >= len(measured.cpu_s):
+        if self.num_measured == 1 or measured is None or device.measured_as >= self.num_measured:
             return Curve((1, 2**30), (0.0, 2**30 * TRANSFER_CPU_S_PER_BYTE)).scaled(2 * part)
         n = self.num_measured
         of_rank = Curve(measured.payload_bytes, measured.cpu_s[device.measured_as])
@@ -228,15 +248,20 @@ def world_of(
             for i, d in found
         ]
     bandwidths, latencies = _links(profile, cluster, names, stands_for)
-    world = World(
+    return World(
         devices=tuple(devices),
         bandwidths=bandwidths,
         latencies=latencies,
         all_reduce=profile.all_reduce,
         all_reduce_kind=all_reduce,
-        num_measured=max(1, len(profile.all_reduce.cpu_s) if profile.all_reduce else 1),
+        num_measured=_num_measured(profile),
+        overhead=_overhead(profile),
     )
-    return replace(world, overhead=_overhead(world, profile))
+
+
+def _num_measured(profile: Profile) -> int:
+    took_part = len(profile.all_reduce.cpu_s) if profile.all_reduce else 1
+    return max(1, min(took_part, len(profile.devices)))
 
 
 def _links(
@@ -267,18 +292,25 @@ def _links(
     return bandwidths, latencies
 
 
-def _overhead(world: World, profile: Profile) -> Curve | None:
-    """What the measured all-reduces took more than their bytes take over their links."""
-    measured = profile.all_reduce
-    if measured is None:
+def _overhead(profile: Profile) -> Overhead | None:
+    """What the measured all-reduces took more than their bytes take over the measured links."""
+    measured, count = profile.all_reduce, _num_measured(profile)
+    if measured is None or count == 1:
         return None
-    places = {(d.machine, d.device): i for i, d in enumerate(world.devices)}
-    of_devices = [places.get((d.machine, d.device)) for d in profile.devices]
-    known = [pick for pick in of_devices if pick is not None][: world.num_measured]
-    fabric = world.fabric(known)
-    excess = []
-    for size, seconds in zip(measured.payload_bytes, measured.seconds, strict=True):
-        load, delay = all_reduce_flow(fabric, tuple(range(len(known))), size)
-        way = max((amount / fabric.capacity(link) for link, amount in load.items()), default=0.0)
-        excess.append(max(0.0, seconds - delay - way))
-    return Curve(measured.payload_bytes, tuple(excess))
+    devices = profile.devices[:count]
+    names = list(dict.fromkeys(device.machine for device in devices))
+    bandwidths, latencies = _links(profile, None, names, {name: (name, 1.0) for name in names})
+    measured_on = World(
+        devices=tuple(
+            Device(machine=d.machine, device=d.device, host=names.index(d.machine), profile=d)
+            for d in devices
+        ),
+        bandwidths=bandwidths,
+        latencies=latencies,
+    )
+    fabric = measured_on.fabric(range(count))
+    load, delay = all_reduce_flow(fabric, tuple(range(count)), 1)
+    way = max((part / fabric.capacity(link) for link, part in load.items()), default=0.0)
+    return Overhead(
+        measured=Curve(measured.payload_bytes, measured.seconds), delay_s=delay, s_per_byte=way
+    )

@@ -26,6 +26,8 @@ def advise(
         sentences.append(
             f"That is {gain:.2f} times as fast as {_name(world, single.picks[0])} alone."
         )
+    elif single is None and (alone := [p for p in found if len(p.picks) == 1]):
+        sentences.append(f"No device can do it alone: {alone[0].reason}.")
     faster = found[0]
     if not faster.strategy.exact and faster.step_s < best.step_s * 0.98:
         sentences.append(
@@ -34,17 +36,26 @@ def advise(
         )
     outside = [pick for pick in range(len(world.devices)) if pick not in best.picks]
     sentences += [_why_not(world, task, found, best, pick) for pick in outside]
-    if break_even is not None:
-        below = "Below" if len(best.picks) > 1 else "It would take links of"
-        after = (
-            "of bandwidth between machines, one machine is faster."
-            if len(best.picks) > 1
-            else "for several machines to be faster than one."
-        )
-        sentences.append(f"{below} {_bits(break_even)} {after}")
-    elif len(best.picks) == 1 and len(world.devices) > 1:
-        sentences.append("No link would be fast enough for several machines to be faster.")
+    sentences += _about_links(world, best, found, break_even)
     return " ".join(sentences)
+
+
+def _about_links(
+    world: World, best: Prediction, found: Sequence[Prediction], break_even: float | None
+) -> list[str]:
+    """What the links between machines would have to be for another verdict."""
+    hosts = [{world.devices[pick].host for pick in p.picks} for p in found if p.feasible]
+    several = len({world.devices[pick].host for pick in best.picks}) > 1
+    if break_even is None:
+        never = not several and any(len(some) > 1 for some in hosts)
+        return ["No link would be fast enough for several machines to be faster."] * never
+    if break_even == 0:
+        return ["One machine would not be faster however slow the links were."] * several
+    if several:
+        return [f"Below {_bits(break_even)} of bandwidth between machines, one machine is faster."]
+    return [
+        f"It would take links of {_bits(break_even)} for several machines to be faster than one."
+    ]
 
 
 def _why_not(
@@ -56,7 +67,9 @@ def _why_not(
         p for p in found if p.feasible and p.strategy.exact and set(p.picks) == {*best.picks, pick}
     ]
     if not wider:
-        return f"Leave {name} out."
+        cannot = (p.reason for p in found if {*p.picks} == {*best.picks, pick} and p.reason)
+        why = next(cannot, "")
+        return f"Leave {name} out: {why}." if why else f"Leave {name} out."
     p = min(wider, key=lambda p: p.step_s)
     change = p.step_s / best.step_s - 1
     if change < 0:

@@ -3,16 +3,19 @@
     strategies x subsets of devices ─▶ shares ─▶ schedule ─▶ simulate ─▶ step time ─▶ ranked
 
 With up to 8 devices every subset is looked at. With more, devices are put in order of speed and
-the search goes from the best single one over growing prefixes of that order, then adds, drops or
-swaps one device at a time while that helps: devices differ in speed and link only, so a plan that
-leaves out a faster one for a slower is rarely any good, and the swaps find where it is.
+the search goes over growing prefixes of that order, and of the one by links and then speed, then
+adds, drops or swaps one device at a time while that helps: devices differ in speed and link only,
+so a plan that leaves out a faster one for a slower is rarely any good, and the swaps find where it
+is.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from convoy.cost.world import World
 from convoy.errors import UsageError
@@ -22,7 +25,9 @@ from convoy.strategies import Strategy
 
 EXACT_UP_TO = 8
 REFINED = 4
-"""How many plans of each strategy are played with variation; the others once, on average."""
+"""How many plans of each strategy are played with variation. The others are played once, on
+average, and count as lengthened by as much as variation lengthens those, so that none of them is
+best for not having been looked at closely."""
 WORTH_IT = 0.02
 """A machine that shortens a step by less than this part is not worth its keep."""
 
@@ -40,7 +45,8 @@ class Ranking:
     fewer devices that is hardly slower."""
     advice: str
     break_even_bandwidth: float | None
-    """Bits/s of the links below which one machine is faster; None where it always is."""
+    """Bits/s of the links below which one machine is faster; 0 where it never is, None where it
+    always is, or where several or one cannot be used at all."""
 
     @property
     def best(self) -> Prediction:
@@ -63,10 +69,20 @@ class Ranking:
 def rank_plans(
     world: World, task: Task, strategies: Sequence[Strategy], *, seed: int = 0
 ) -> Ranking:
-    """Predict every strategy on every useful subset of the world's devices."""
+    """Predict every strategy on every useful subset of the world's devices.
+
+    Raises:
+        UsageError: none of the strategies can be used with that few devices.
+    """
     found: list[Prediction] = []
     for strategy in strategies:
         found += _of_strategy(world, task, strategy, seed)
+    if not found:
+        names = ", ".join(strategy.name for strategy in strategies) or "no strategy"
+        raise UsageError(
+            f"nothing to choose from: {names} with {len(world.devices)} device. Use single, or "
+            "measure more machines"
+        )
     found.sort(key=lambda p: (not p.feasible, p.step_s, len(p.picks)))
     chosen = _choose(found)
     break_even = _break_even(world, task, found)
@@ -105,20 +121,28 @@ def _of_strategy(world: World, task: Task, strategy: Strategy, seed: int) -> lis
     refined = [
         predict(world, task, strategy, p.picks, seed=seed) if p.plan else p for p in ordered[:keep]
     ]
-    return refined + ordered[keep:]
+    longer = max(
+        (r.step_s / p.step_s for r, p in zip(refined, ordered, strict=False) if p.feasible),
+        default=1.0,
+    )
+    others = [
+        replace(p, step_s=p.step_s * longer, step_p90_s=p.step_p90_s * longer)
+        for p in ordered[keep:]
+    ]
+    return refined + others
 
 
 def _search(world: World, task: Task, look: Callable[[Iterable[int]], Prediction]) -> None:
-    """Prefixes of the order by speed, then one device in, out or exchanged while that helps."""
-    size = task.batch_size
-    order = sorted(
-        range(len(world.devices)), key=lambda i: world.devices[i].whole(max(1, size // 2))
-    )
-    counts = sorted({min(len(order), c) for c in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)})
-    prefixes = [look(order[:count]) for count in {*counts, len(order)}]
+    """Prefixes of two orders, then one device in, out or exchanged while that helps."""
+    size, count = task.batch_size, len(world.devices)
+    order = sorted(range(count), key=lambda i: world.devices[i].whole(max(1, size // 2)))
+    by_link = sorted(order, key=lambda i: -_typical_bandwidth(world, i))
+    lengths = {min(count, n) for n in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)} | {count}
+    prefixes = [look(way[:n]) for way in (order, by_link) for n in sorted(lengths)]
     best = min(prefixes, key=lambda p: (not p.feasible, p.step_s))
     while True:
-        inside, outside = list(best.picks), [i for i in order if i not in best.picks][:4]
+        inside = [i for i in order if i in best.picks]
+        outside = [i for i in order if i not in best.picks][:4]
         trials = [look([*inside, other]) for other in outside]
         if len(inside) > 2:
             trials += [look([i for i in inside if i != out]) for out in inside[-8:]]
@@ -133,6 +157,13 @@ def _search(world: World, task: Task, look: Callable[[Iterable[int]], Prediction
         best = better
 
 
+def _typical_bandwidth(world: World, pick: int) -> float:
+    """The middle one of a device's links to the others' machines."""
+    host = world.devices[pick].host
+    links = [world.bandwidths[host, other.host] for other in world.devices if other.host != host]
+    return statistics.median_low(links) if links else math.inf
+
+
 def _choose(found: Sequence[Prediction]) -> int:
     """Position of the fastest exact plan, or of one with fewer devices that is hardly slower."""
     exact = [i for i, p in enumerate(found) if p.feasible and p.strategy.exact]
@@ -144,22 +175,26 @@ def _choose(found: Sequence[Prediction]) -> int:
 
 
 def _break_even(world: World, task: Task, found: Sequence[Prediction]) -> float | None:
-    """Bits/s at which the best plan of several machines is as fast as the best single device."""
-    single = next((p for p in found if len(p.picks) == 1 and p.feasible), None)
-    several = [
-        p for p in found if p.feasible and len({world.devices[pick].host for pick in p.picks}) > 1
-    ]
-    if single is None or not several:
+    """Bits/s at which the best plan of several machines is as fast as the best of one machine."""
+
+    def num_hosts(prediction: Prediction) -> int:
+        return len({world.devices[pick].host for pick in prediction.picks})
+
+    usable = [p for p in found if p.feasible and p.strategy.exact]
+    one = next((p for p in usable if num_hosts(p) == 1), None)
+    best = next((p for p in usable if num_hosts(p) > 1), None)
+    if one is None or best is None:
         return None
-    best = several[0]
 
     def step_s(bandwidth: float) -> float:
         return predict(world, task, best.strategy, best.picks, draws=0, bandwidth=bandwidth).step_s
 
-    alone = predict(world, task, single.strategy, single.picks, draws=0).step_s
+    alone = predict(world, task, one.strategy, one.picks, draws=0).step_s
     low, high = 1e3, 1e12
     if step_s(high) >= alone:
         return None
+    if step_s(low) < alone:
+        return 0.0
     while high / low > 1.02:
         middle = (low * high) ** 0.5
         if step_s(middle) < alone:

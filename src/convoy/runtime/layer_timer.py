@@ -62,6 +62,7 @@ def time_layers(
     """Run `loss(model)` forward and backward once and time its leaves."""
     forward, backward = Marks(device), Marks(device)
     handles = []
+    watched: set[tuple[Any, int]] = set()  # the gradients that have a mark
 
     def begins(name: str) -> Callable[..., None]:
         def mark(*_: Any) -> None:
@@ -72,11 +73,14 @@ def time_layers(
     def ends(name: str) -> Callable[..., None]:
         def watch(_: nn.Module, __: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.requires_grad:
-                output.register_hook(lambda _: backward.take(name))
+                gradient = (output.grad_fn, output.output_nr)
+                if gradient not in watched:  # a layer that hands its input on has no work
+                    watched.add(gradient)
+                    output.register_hook(lambda _: backward.take(name))
 
         return watch
 
-    for leaf, name in leaves(model):
+    for leaf, name in dict(leaves(model)).items():  # one name for a layer that stands twice
         handles.append(leaf.register_forward_pre_hook(begins(name)))
         handles.append(leaf.register_forward_hook(ends(name)))
     try:

@@ -61,12 +61,13 @@ def _input_shapes(model: nn.Module, inputs: Tensor) -> dict[str, torch.Size]:
                 shapes[name] = args[0].shape
 
             handles.append(layer.register_forward_pre_hook(note))
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
             model.eval()(inputs)
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
         for handle in handles:
             handle.remove()
     return shapes

@@ -81,6 +81,9 @@ class Surveyor:
         self._store: dist.TCPStore | None = None
         self._comm: Comm | None = None
         self._layout = "contiguous"
+        self._plain: dict[nn.Module, type] = {}
+        """Classes of the network's modules alone, and in a crew, while it is in both."""
+        self._crewed: dict[nn.Module, type] = {}
 
     def prepare(self, job: Job) -> dict[str, Any]:
         """Build what a rank builds; says what the device is."""
@@ -113,13 +116,16 @@ class Surveyor:
     def steps(self, orders: Orders) -> Steps:
         """Go over the batch sizes again and again until the time is up."""
         self._set_layout(orders.layout)
+        sizes = orders.samples
+        if len(sizes) > 1 and sizes[0] == 1 and not self._learns_from_one():
+            sizes = sizes[1:]
         begun = time.perf_counter()
         plain: dict[int, list[dict[str, float]]] = defaultdict(list)
         crewed: dict[int, list[dict[str, float]]] = defaultdict(list)
         with self._replica() as replica:
             last = 0.0
             affordable: list[int] = []
-            for size in orders.samples:  # from small to large: what each will take is then known
+            for size in sizes:  # from small to large: what each will take is then known
                 ahead = last * size / affordable[-1] if affordable else 0.0
                 if affordable and 3 * ahead > orders.seconds - (time.perf_counter() - begun):
                     break
@@ -147,6 +153,14 @@ class Surveyor:
             replica_s=tuple(extra),
             variation=_variation([plain[size] for size in affordable]),
         )
+
+    def _learns_from_one(self) -> bool:
+        """Whether a batch may be one sample: batch normalisation may then have no variance."""
+        try:
+            self._step(1, self._trainee.model)
+        except ValueError:
+            return False
+        return True
 
     def alone(self, samples: int, seconds: float) -> float:
         """Seconds of a whole step of `samples`."""
@@ -310,6 +324,7 @@ class Surveyor:
     def _step(self, size: int, model: nn.Module) -> dict[str, float]:
         """One training step as a run does it; seconds of its phases."""
         trainee = self._trainee
+        _turn_into(self._plain if model is trainee.model else self._crewed)
         marks = [time.perf_counter()]
 
         def mark() -> None:
@@ -335,7 +350,7 @@ class Surveyor:
     def _replica(self) -> Iterator[nn.Module]:
         """The network as a rank of `data` has it, in a crew of two of which the other is silent."""
         trainee = self._trainee
-        classes = {module: module.__class__ for module in trainee.model.modules()}
+        self._plain = {module: module.__class__ for module in trainee.model.modules()}
         equipment = Equipment(
             comm=Rehearsal(2),
             device=self._device,
@@ -345,11 +360,13 @@ class Surveyor:
             loss=trainee.loss,
         )
         try:
-            yield replicate(equipment)
+            replica = replicate(equipment)
+            self._crewed = {module: module.__class__ for module in trainee.model.modules()}
+            yield replica
         finally:
             equipment.comm.close()
-            for module, own in classes.items():
-                module.__class__ = own
+            _turn_into(self._plain)
+            self._plain, self._crewed = {}, {}
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
@@ -372,6 +389,12 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _turn_into(classes: dict[nn.Module, type]) -> None:
+    """Give modules these classes: batch normalisation has another in a crew."""
+    for module, own in classes.items():
+        module.__class__ = own
 
 
 def _mean_of(steps: Sequence[dict[str, float]]) -> dict[str, float]:

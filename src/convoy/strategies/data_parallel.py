@@ -65,12 +65,12 @@ class DataParallel(Strategy):
         del step  # every step is alike
         problem, drawing = plan.problem, Drawing()
         several = len(plan.shares) > 1
-        width = 2 if self.wire == "bf16" else problem.element_bytes
         last, reductions = draw_passes(
             drawing,
             problem.network,
             plan.shares,
-            gradient_bytes=width if several else 0,
+            gradient_bytes=problem.element_bytes if several else 0,
+            wire_bytes=2 if self.wire == "bf16" else 0,
             synchronises_batch_norm=several and self.batch_norm == "sync",
         )
         done = [(*indices, *reductions) for indices in last]

@@ -66,13 +66,15 @@ def draw_passes(
     samples: Sequence[int],
     *,
     gradient_bytes: int = 0,
+    wire_bytes: int = 0,
     synchronises_batch_norm: bool = False,
 ) -> tuple[list[tuple[int, ...]], list[int]]:
     """All ranks' passes, from loading to the last gradient.
 
     Args:
         samples: by rank.
-        gradient_bytes: of an element of a gradient as it travels; 0 where none does.
+        gradient_bytes: of an element of a gradient; 0 where none travels.
+        wire_bytes: of one as it travels, if that is less.
         synchronises_batch_norm: whether statistics travel.
 
     Returns:
@@ -88,7 +90,7 @@ def draw_passes(
             last = [(drawing.all_reduce(size, last),)] * len(samples)
     if exchanges:
         last = drawing.compute("replica", samples, last, "")
-    buckets = Buckets(gradient_bytes)
+    buckets = Buckets(gradient_bytes, wire_bytes or gradient_bytes)
     reductions: list[int] = []
     for layer in reversed(layers):
         last = drawing.compute("backward", samples, last, layer.name)
@@ -109,24 +111,27 @@ def draw_passes(
 class Buckets:
     """How DistributedDataParallel groups gradients: in the order in which they come.
 
-    A bucket goes out when it has reached its size; the first is small, so that something travels
-    early.
+    A bucket goes out when it has reached its size, as gradients are computed and not as they
+    travel; the first is small, so that something travels early.
+
+    For a network with parameters that a pass does not use DDP keeps the groups that it made
+    before it had seen an order: sizes differ from these then, and their sum does not.
     """
 
-    def __init__(self, element_bytes: int) -> None:
-        self._element_bytes = element_bytes
+    def __init__(self, gradient_bytes: int, wire_bytes: int) -> None:
+        self._gradient_bytes, self._wire_bytes = gradient_bytes, wire_bytes
         self._limit, self._filled = FIRST_BUCKET_BYTES, 0
 
     def fill(self, layer: LayerSize) -> list[int]:
         """Payload bytes of the buckets that `layer`'s gradients complete."""
         full = []
-        for parameters in reversed(layer.parameters):
-            self._filled += parameters * self._element_bytes
-            if self._filled >= self._limit:
-                full.append(self._filled)
+        for parameters in layer.parameters:
+            self._filled += parameters
+            if self._filled * self._gradient_bytes >= self._limit:
+                full.append(self.rest())
                 self._limit, self._filled = BUCKET_BYTES, 0
         return full
 
     def rest(self) -> int:
         """Payload bytes of the bucket that is not full when the pass ends."""
-        return self._filled
+        return self._filled * self._wire_bytes

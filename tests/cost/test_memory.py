@@ -1,0 +1,51 @@
+"""Memory by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from convoy.cost.layers import LayerSize, NetworkFacts, facts_of
+from convoy.cost.memory import OPTIMIZER_STATES, PROCESS_BYTES, peak_bytes
+from convoy.networks import build
+from convoy.runtime.settings import OPTIMIZERS
+
+FACTS = NetworkFacts(
+    num_parameters=1000,
+    num_buffers=10,
+    layers=(
+        LayerSize(name="a", parameters=(600,), activations=50),
+        LayerSize(name="b", parameters=(400,), activations=20),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "elements"),
+    [
+        # parameters, gradients, momentum; buffers; (50 + 20 and a gradient of 50) of 8 samples
+        ({"optimizer": "sgd"}, 3 * 1000 + 2 * 10 + 8 * 120),
+        ({"optimizer": "adam"}, 4 * 1000 + 2 * 10 + 8 * 120),
+        ({"optimizer": "sgd", "copies_state": True}, 5 * 1000 + 2 * 10 + 8 * 120),
+        ({"optimizer": "adam", "copies_state": True}, 7 * 1000 + 2 * 10 + 8 * 120),
+    ],
+)
+@pytest.mark.parametrize("element_bytes", [4, 8])
+def test_by_hand(options: dict[str, object], elements: int, element_bytes: int) -> None:
+    found = peak_bytes(FACTS, 8, element_bytes=element_bytes, **options)  # type: ignore[arg-type]
+    assert found - PROCESS_BYTES == elements * element_bytes
+
+
+def test_of_a_network_that_nobody_has_traced_its_state_is_known() -> None:
+    facts = NetworkFacts(num_parameters=1000, num_buffers=0)
+    assert peak_bytes(facts, 10**6, optimizer="sgd") == PROCESS_BYTES + 4 * 3 * 1000
+
+
+def test_a_large_batch_is_mostly_outputs() -> None:
+    facts = facts_of(build("vgg16", input_shape=(3, 32, 32), num_classes=10), (3, 32, 32))
+    one, many = (peak_bytes(facts, n, optimizer="sgd") for n in (1, 101))
+    outputs = [layer.activations for layer in facts.layers]
+    assert many - one == 100 * 4 * (sum(outputs) + max(outputs))
+
+
+def test_every_optimizer_is_known() -> None:
+    assert set(OPTIMIZER_STATES) == set(OPTIMIZERS)

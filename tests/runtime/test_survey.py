@@ -1,0 +1,75 @@
+"""What a survey asks for, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convoy.cost.curve import Curve
+from convoy.runtime.formation import Job
+from convoy.runtime.settings import TrainSettings
+from convoy.runtime.survey import _spread, identity, ladder
+from convoy.runtime.surveyor import Steps
+from convoy.strategies import make_strategy
+
+
+@given(st.integers(1, 100_000))
+def test_batch_sizes_reach_from_one_to_the_whole(batch_size: int) -> None:
+    sizes = ladder(batch_size)
+    assert (sizes[0], sizes[-1]) == (1, batch_size)
+    assert all(a < b <= 2 * a for a, b in itertools.pairwise(sizes))
+    assert len(sizes) <= batch_size.bit_length() + 4
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"),
+    [
+        (1, (1,)),
+        (2, (1, 2)),
+        (3, (1, 2, 3)),
+        (64, (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)),
+        (100, (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 100)),
+    ],
+)
+def test_batch_sizes_by_hand(batch_size: int, sizes: tuple[int, ...]) -> None:
+    assert ladder(batch_size) == sizes
+
+
+def test_layers_times_sum_to_the_networks_at_every_batch_size() -> None:
+    """At sizes at which they were not timed they have their parts of the smallest that was."""
+    steps = Steps(
+        samples=(1, 4, 8),
+        seconds={
+            "load": (0.0,) * 3,
+            "forward": (1.0, 2.0, 3.0),
+            "backward": (2.0, 4.0, 8.0),
+            "update": (0.0,) * 3,
+        },
+        replica_s=(0.0,) * 3,
+        variation=(1.0,),
+    )
+    layers = {"conv": ((30.0, 20.0), (0.0, 5.0)), "fc": ((10.0, 20.0), (0.0, 15.0))}
+    conv, fc = (_spread(steps, *layers[name], layers) for name in layers)
+    assert conv["forward_s"] == (0.75, 1.5, 1.5)
+    assert fc["forward_s"] == (0.25, 0.5, 1.5)
+    assert (conv["backward_s"][2], fc["backward_s"][2]) == (2.0, 6.0)
+    for parts in (conv, fc):
+        Curve(steps.samples, parts["forward_s"])
+
+
+def test_what_a_profile_has_to_be_of() -> None:
+    job = Job(
+        settings=TrainSettings(batch_size=8, precision="fp64", optimizer="adam"),
+        strategy=make_strategy("data", {}),
+        network="lenet5",
+        dataset="synthetic:1x32x32:3:18",
+    )
+    wanted = identity(job)
+    assert (wanted.network.input, wanted.network.classes) == ((1, 32, 32), 3)
+    assert (wanted.precision, wanted.optimizer, wanted.batch_size) == ("fp64", "adam", 8)
+    assert set(wanted.versions) == {"convoy", "torch"}
+    assert wanted.devices == ()
+    assert identity(job) == wanted
