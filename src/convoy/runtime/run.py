@@ -26,6 +26,7 @@ from convoy.runtime.interrupt import Interrupt
 from convoy.runtime.journal import Journal
 from convoy.runtime.observer import Observer
 from convoy.runtime.placement import places
+from convoy.runtime.rebalance import Rebalancing
 from convoy.runtime.records import read_steps
 from convoy.runtime.run_folder import (
     RunFolder,
@@ -102,7 +103,8 @@ def run_with_crew(job: Job, observer: Observer, *, verbose: bool = False) -> res
             if tensors is not None:
                 assert crew.formation is not None
                 return conclude(
-                    preparation, journal, crew.formation, tensors, crew.recoveries, observer
+                    *(preparation, journal, crew.formation, tensors, crew.recoveries, observer),
+                    rebalancings=crew.rebalancings,
                 )
         finally:
             journal.close()
@@ -269,6 +271,8 @@ def conclude(
     tensors: state.Tensors,
     recoveries: Sequence[Recovery],
     observer: Observer,
+    *,
+    rebalancings: Sequence[Rebalancing] = (),
 ) -> results.RunResult:
     """Write the trained network and result.json, from what is in the run folder."""
     settings, folder, order = preparation.settings, preparation.folder, preparation.order
@@ -302,6 +306,9 @@ def conclude(
         slowest=results.slowest(ranks),
         ranks=ranks,
         recoveries=[{"step": r.step, "lost": r.lost, "seconds": r.seconds} for r in recoveries],
+        rebalancings=[
+            {"step": r.step, "from": list(r.before), "to": list(r.after)} for r in rebalancings
+        ],
         startup_s=preparation.timeline.phases(),
         folder=folder.path,
     )
