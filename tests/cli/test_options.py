@@ -16,6 +16,7 @@ Convoy = Callable[..., Any]
 TRAIN = (
     *("--network", "--data", "--data-dir", "--config"),
     *("--strategy", "--workers", "--cluster", "--shares", "--threads-per-worker"),
+    *("--rebalance", "--no-rebalance"),
     *("--batch-size", "--epochs", "--steps", "--optimizer", "--lr", "--momentum"),
     *("--weight-decay", "--lr-schedule", "--warmup", "--augment", "--seed", "--precision"),
     *("--memory-format", "--wire", "--average-every", "--sync-first"),
@@ -68,7 +69,7 @@ def test_an_option_reaches_the_settings_as_it_is(
     monkeypatch.setattr("convoy.api.train", lambda **options: told.update(options))
     ran = convoy(
         *("train", "--network", "lenet", "--data", "mnist", "--shares", "2,1"),
-        *("--average-every", "4", "--lr", "0.5", "--steps", "3"),
+        *("--average-every", "4", "--lr", "0.5", "--steps", "3", "--no-rebalance"),
     )
     assert (ran.status, ran.err) == (0, "")
     assert told.pop("observer") is not None
@@ -78,6 +79,7 @@ def test_an_option_reaches_the_settings_as_it_is(
         "shares": "2,1",
         "average_every": 4,
         "lr": 0.5,
+        "rebalance": False,
         "steps": 3,
         "verbose": False,
     }

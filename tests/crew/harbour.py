@@ -68,6 +68,8 @@ class Watch:
     """Whom it is done to."""
     then: list[int]
     """Who is killed while the others form anew."""
+    then_after: str
+    """The word in a message that says so."""
     hurry: Path
     hurry_after: str
     """The word in a message after which a slow run need not be slow any more."""
@@ -101,7 +103,7 @@ class Watch:
     def say(self, text: str, level: str = "info") -> None:
         """Note it; what is said of a death comes before the others form anew."""
         self.said.append((level, text))
-        if "died" in text and self.then:
+        if self.then_after in text and self.then:
             self.hit(self.then, signal.SIGKILL)
             self.then = []
         if self.hurry_after and self.hurry_after in text:
@@ -129,6 +131,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         folder=folder,
         shares=job.get("to", []),
         then=job.get("then", []),
+        then_after=job.get("then_after", "died"),
         hurry=folder / "hurry",
         hurry_after=job.get("hurry_after", ""),
     )
@@ -138,10 +141,11 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         "failing": Mine(fails=True),
         "tensors": tensors,
         "slow": lambda: ours.paced(watch.hurry, folder),
+        "dragging": lambda: ours.dragging(watch.hurry, folder),
     }
     network, data = job.get("network"), job.get("data")
     network = things.get(network, network)
-    dataset = things[data]() if data in ("tensors", "slow") else data
+    dataset = things[data]() if data in ("tensors", "slow", "dragging") else data
     answer: dict[str, Any] = {"result": None, "error": None}
     try:
         result = convoy.train(network, dataset, observer=watch, **job["options"])

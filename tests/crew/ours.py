@@ -12,12 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from convoy.datasets import DataSet, ImageData, open_dataset
 from convoy.runtime.sampler import GlobalOrder
 
 PAUSE_S = 0.05
+DRAG_S = 0.002
+"""Per sample."""
 POISONED_STEP, POISONED_POSITION = 7, 40
 """Of a batch of 64 in two halves, position 40 is the second rank's."""
 
@@ -39,13 +42,43 @@ class Paced(ImageData):
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See ImageData."""
-        if self.pids is not None and len(indices) > 2:
-            place = self.pids / str(len(indices))
+        self.sign(len(indices))
+        return self.paced(indices, PAUSE_S)
+
+    def sign(self, samples: int) -> None:
+        """Leave this process's id, if nobody else had as many samples."""
+        if self.pids is not None and samples > 2:
+            place = self.pids / str(samples)
             if not place.exists():
                 place.write_text(str(os.getpid()))
+
+    def paced(self, indices: Tensor, pause_s: float) -> tuple[Tensor, Tensor]:
+        """The batch, so much later."""
         if not self.hurry.exists():
-            time.sleep(PAUSE_S)
+            time.sleep(pause_s)
         return self.inner.batch(indices)
+
+
+class Dragging(Paced):
+    """As `Paced`, but slower by the sample, and much slower where rank 1 was at first.
+
+    That begins after a few steps, and ends with `hurry`.
+    """
+
+    drags: bool | None = None
+    """Whether this process is the one; a process that comes later is not."""
+    batches = 0
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """See ImageData."""
+        if self.drags is None and dist.is_initialized():
+            self.drags = dist.get_rank() == 1 and not (self.hurry.parent / "drags").exists()
+            if self.drags:
+                (self.hurry.parent / "drags").touch()
+        self.sign(len(indices))
+        self.batches += 1
+        slower = 3 if self.drags and self.batches > 8 else 1
+        return self.paced(indices, len(indices) * DRAG_S * slower)
 
 
 class Poisoned(ImageData):
@@ -70,6 +103,12 @@ def paced(hurry: Path, pids: Path | None = None) -> DataSet:
     """The digits, slowly; see `Paced`."""
     digits = open_dataset("digits")
     return replace(digits, train=Paced(digits.train, hurry, pids))
+
+
+def dragging(hurry: Path, pids: Path) -> DataSet:
+    """The digits, slowly, and slowest on one rank; see `Dragging`."""
+    digits = open_dataset("digits")
+    return replace(digits, train=Dragging(digits.train, hurry, pids))
 
 
 def slow() -> DataSet:

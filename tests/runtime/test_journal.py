@@ -116,9 +116,10 @@ def test_steps_are_written_shown_and_counted(
 ) -> None:
     journal.begin(formation([3, 1]))
     assert (journal.last_step, journal.first_step_done_s) == (-1, None)
-    journal.take([("record", record(0, 0)), ("record", record(1, 0))])
+    assert journal.take([("record", record(0, 0)), ("record", record(1, 0))]) == []
     assert (listener.heard, journal.first_step_done_s) == ([], None)
-    journal.take([("record", record(1, 1)), ("record", record(0, 1))])
+    completed = journal.take([("record", record(1, 1)), ("record", record(0, 1))])
+    assert [step.step for step in completed] == [0, 1]
     assert listener.heard == [("stepped", 0, 6), ("stepped", 1, 6)]
     assert journal.last_step == 1
     assert journal.first_step_done_s is not None

@@ -34,6 +34,7 @@ TEXTS = (
     *("memory_format", "augment"),
 )
 PATHS = ("data_dir", "resume", "out")
+SWITCHES = ("rebalance",)
 
 
 def message(error: type[Exception], *, direct: bool = False, **values: Any) -> str:
@@ -50,7 +51,7 @@ def test_defaults_are_valid_and_frozen() -> None:
 
 
 def test_this_file_knows_every_field() -> None:
-    known = {*WHOLE, *NUMBERS, *TEXTS, *PATHS, "shares", "strategy_options"}
+    known = {*WHOLE, *NUMBERS, *TEXTS, *PATHS, *SWITCHES, "shares", "strategy_options"}
     assert known == {field.name for field in dataclasses.fields(TrainSettings)}
 
 
@@ -121,6 +122,18 @@ def test_a_path_is_text(name: str) -> None:
     assert message(UsageError, **{name: 3}).endswith("expected a path, got 3")
     given = settings_from({name: "~/runs"}, source="flags")
     assert getattr(given, name) == Path("~/runs").expanduser()
+
+
+@pytest.mark.parametrize("value", [0, 1, 1.0, "true", "no", [True], None])
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches_are_not_guessed_at(name: str, value: Any) -> None:
+    said = message(UsageError, **{name: value})
+    assert said == f"{flag(name)} in here.toml: expected true or false, got {value!r}"
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_switch(value: bool) -> None:
+    assert settings_from({"rebalance": value}, source="flags").rebalance is value
 
 
 def test_a_whole_number_will_do_for_a_number() -> None:
@@ -223,6 +236,7 @@ FULL = TrainSettings(
     strategy_options={"average_every": 4, "sync_first": 2},
     workers=3,
     shares=(2.0, 1.0, 0.1),
+    rebalance=False,
     batch_size=96,
     steps=7,
     optimizer="adam",

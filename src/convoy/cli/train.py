@@ -74,7 +74,18 @@ def train(
         Option(help="auto: plan with these figures, from `convoy measure`.", rich_help_panel=WHERE),
     ] = None,
     shares: Annotated[
-        str | None, Option(help="Proportions of the batch, as 2,1.", rich_help_panel=WHERE)
+        str | None,
+        Option(help="Proportions of the batch, as 2,1; kept throughout.", rich_help_panel=WHERE),
+    ] = None,
+    rebalance: Annotated[
+        bool | None,
+        Option(
+            "--rebalance/--no-rebalance",
+            help="Cut shares anew when machines become slower or faster (the default), unless "
+            "--shares gives them.",
+            show_default=False,
+            rich_help_panel=WHERE,
+        ),
     ] = None,
     threads_per_worker: Annotated[int | None, Option(rich_help_panel=WHERE)] = None,
     timeout_s: Annotated[

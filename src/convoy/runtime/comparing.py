@@ -207,7 +207,12 @@ def _ways(
 def _decision(
     job: Job, way: Way, found: Sequence[Place], ranking: Ranking, folder: Path
 ) -> Decision:
-    settings = replace(job.settings, out=folder, strategy=way.prediction.strategy.name)
+    settings = replace(
+        job.settings,
+        out=folder,
+        strategy=way.prediction.strategy.name,
+        rebalance=False,  # what was predicted is to be seen
+    )
     if settings.steps is None and settings.epochs is None:
         settings = replace(settings, steps=steps_of(way.prediction))
     known = informed(found, ranking, way.prediction)

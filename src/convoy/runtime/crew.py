@@ -1,9 +1,9 @@
 """A crew: ranks as Ray actors that form, train, and re-form when one of them dies.
 
     form ──▶ train ──┬──▶ finished
-     ▲               ├──▶ stopped: Ctrl-C, or somebody joins ──┐
-     │               └──▶ a rank died ──▶ survivors report ────┤
-     └──────────── re-plan, next generation ◀──────────────────┘
+     ▲               ├──▶ stopped: Ctrl-C, a rank that joins, other shares ──┐
+     │               └──▶ a rank died ──▶ survivors report ──────────────────┤
+     └──────────────── re-plan, next generation ◀────────────────────────────┘
 
 The driver only directs. State goes from rank to rank; what the driver keeps is where each
 rank is, and the newest checkpoint. Survivors go on at once, from the most advanced of them;
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from convoy.cost.layers import NetworkFacts
 from convoy.errors import CrewError
@@ -34,12 +34,15 @@ from convoy.runtime.member_handle import (
     backend_for,
     committed,
     dismiss,
+    fetch,
     foreign_error,
     hire,
+    stop_all,
 )
 from convoy.runtime.observer import Observer
 from convoy.runtime.placement import Place, threads_at
 from convoy.runtime.pool import Pool
+from convoy.runtime.rebalance import Balancer, Rebalancing, balancer_for
 from convoy.runtime.recruits import Recruits
 from convoy.strategies import Plan, Problem
 
@@ -61,6 +64,18 @@ class Recovery:
     seconds: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Footing:
+    """What a crew goes on from."""
+
+    step: int
+    checkpoint: Checkpoint | None
+    source: int | None = None
+    """The rank whose state it is; None where it is the checkpoint's."""
+    shared: bool = False
+    """Whether every rank has it already, so that none is handed over."""
+
+
 @dataclass
 class Crew:
     """Directs a run from its first formation to its end."""
@@ -78,9 +93,11 @@ class Crew:
     pool: Pool
     generation: int = 0
     recoveries: list[Recovery] = field(default_factory=list)
+    rebalancings: list[Rebalancing] = field(default_factory=list)
     formation: Formation | None = None
     _members: list[MemberHandle] = field(default_factory=list)
     _recruits: Recruits = field(init=False)
+    _balancer: Balancer = field(init=False)
     _taking_part: list[Place] = field(default_factory=list)
     _job_reference: Any = None
 
@@ -94,17 +111,16 @@ class Crew:
         self._job_reference = ray.put(self.job)
         self._taking_part = [self.places[w.index] for w in self.plan.problem.workers]
         self._recruits = Recruits(self.observer, self._hire)
+        self._balancer = balancer_for(self.job.decided, self.job.settings)
         self._members = [self._hire(place) for place in self._taking_part]
-        checkpoint = start
-        source: int | None = None
-        step = start.step if start else 0
+        footing = Footing(step=start.step if start else 0, checkpoint=start)
         fruitless = 0
         tensors: state.Tensors | None = None
         try:
             await_ready(self._members)
             self.journal.timeline.mark("ranks")
             while True:
-                self._form(step, source, checkpoint)
+                self._form(footing)
                 assert self.formation is not None
                 interrupted = self._watch()
                 self._drain()
@@ -112,16 +128,16 @@ class Crew:
                 if tensors is not None:
                     self.journal.settle(self.formation.generation, self.num_steps)
                     return tensors
-                advanced = step
-                step, source, checkpoint = self._regroup()
-                if interrupted and checkpoint is not None and checkpoint.step == step:
+                advanced, footing = footing.step, self._regroup()
+                saved = footing.checkpoint
+                if interrupted and saved is not None and saved.step == footing.step:
                     return None  # else once more: a loss came between, and work is in memory only
-                fruitless = 0 if step > advanced else fruitless + 1
+                fruitless = 0 if footing.step > advanced else fruitless + 1
                 if fruitless >= FRUITLESS_FORMATIONS:
                     raise CrewError(
-                        f"the crew was lost {fruitless} times in a row at step {step} without "
-                        "finishing it. `convoy doctor` tells whether ranks reach each other; "
-                        f"go on with --resume {self.journal.folder.path}"
+                        f"the crew was lost {fruitless} times in a row at step {footing.step} "
+                        "without finishing it. `convoy doctor` tells whether ranks reach each "
+                        f"other; go on with --resume {self.journal.folder.path}"
                     )
         finally:
             dismiss(self._members, self.pool, reusable=tensors is not None)
@@ -134,28 +150,33 @@ class Crew:
         num_threads = threads_at(place, neighbours, self.job.settings)
         return hire(place, num_threads, self._job_reference, self.pool)
 
-    def _form(self, step: int, source: int | None, checkpoint: Checkpoint | None) -> None:
-        """Plan for who is there, and let them train from `step`."""
+    def _form(self, footing: Footing) -> None:
+        """Plan for who is there, and let them train on from `footing`."""
         self.generation += 1
         plan = self._plan_for(self._members)
         parts: list[Part | None] = [None] * len(plan.shares)
+        source = footing.source
         if source is None:
-            parts, source = parts_for(checkpoint, len(plan.shares))
+            parts, source = parts_for(footing.checkpoint, len(plan.shares))
         formation = Formation(
             generation=self.generation,
             rank=0,
             plan=plan,
             machines=tuple(s.place.machine for s in self._members),
-            first_step=step,
+            first_step=footing.step,
             backend=backend_for(self._members),
-            source_rank=source,
+            source_rank=None if footing.shared else source,
             layout=self.journal.layout,
         )
         self.formation = formation
         self.journal.begin(formation)
+        rebalancing = self._balancer.begin(plan, self.generation, footing.step)
+        if rebalancing is not None:
+            self.rebalancings.append(rebalancing)
+            self.observer.say(str(rebalancing))
         leader = self._members[0]
         try:
-            ray.get([s.actor.muster.remote(step) for s in self._members])
+            ray.get([s.actor.muster.remote(footing.step) for s in self._members])
             port: int | None = ray.get(leader.actor.open_store.remote())
         except GONE:
             port = None  # they cannot meet; who died will be noticed by `_watch`
@@ -165,10 +186,9 @@ class Crew:
             member.call = member.actor.train.remote(orders, leader.place.address, port)
 
     def _plan_for(self, members: Sequence[MemberHandle]) -> Plan:
-        workers = tuple(s.place.worker() for s in members)
         problem = Problem(
             batch_size=self.job.settings.batch_size,
-            workers=workers,
+            workers=self._balancer.corrected([s.place.worker() for s in members]),
             network=self.network,
             element_bytes=self.element_bytes,
         )
@@ -196,11 +216,12 @@ class Crew:
                 self._give_up_on([s for s in self._members if s.outcome is None])
             self._drain()
             self._note_progress()
-            if self.interrupt.asked and not stopping and deadline is None:
+            at_work = not stopping and deadline is None
+            if at_work and self.interrupt.asked:
                 self.observer.say("stopping after the step under way; a checkpoint is kept")
-                stopping = self._stop_all("checkpoint")
-            elif not stopping and deadline is None and self._recruits.any_ready():
-                stopping = self._stop_all("regroup")
+                stopping = stop_all(self._members, "checkpoint")
+            elif at_work and (self._recruits.any_ready() or self._balancer.asks):
+                stopping = stop_all(self._members, "regroup")
         self._drain()
         return self.interrupt.asked
 
@@ -250,7 +271,7 @@ class Crew:
             member.outcome = Outcome(kind="peer lost", step=None, detail="silent")
             member.pid = None
 
-    def _regroup(self) -> tuple[int, int | None, Checkpoint | None]:
+    def _regroup(self) -> Footing:
         """After a formation has ended: who goes on, from which step, with whose state."""
         assert self.formation is not None
         dead = [s for s in self._members if s.pid is None]
@@ -283,7 +304,10 @@ class Crew:
         if source is not None:
             source = crew.index(self._members[source])
         self._members = crew
-        return step, source, saved
+        shared = source is not None and all(
+            s.outcome and s.outcome.kind == "stopped" and s.outcome.step == step for s in crew
+        )
+        return Footing(step=step, checkpoint=saved, source=source, shared=shared)
 
     def _how_to_go_on(self) -> str:
         if self.journal.last_checkpoint is None:
@@ -309,30 +333,9 @@ class Crew:
                 f"ranks lost touch in step {step} and form anew: {details}", "warning"
             )
 
-    def _stop_all(self, reason: str) -> bool:
-        """Have all ranks stop at one boundary; False if one is lost meanwhile."""
-        try:
-            begun = ray.get([s.actor.hold.remote() for s in self._members], timeout=10)
-            boundary = max(begun) + 1
-            ray.get([s.actor.release.remote(boundary, reason) for s in self._members], timeout=10)
-        except (*GONE, GetTimeoutError):
-            for member in self._members:
-                member.actor.release.remote(0, "lost")
-            return False
-        return True
-
     def _drain(self) -> None:
         """Take what living ranks have reported."""
-        polls = [s.actor.poll.remote(s.received) for s in self._members]
-        events = []
-        for member, poll in zip(self._members, polls, strict=True):
-            try:
-                arrived = ray.get(poll, timeout=10)
-            except (*GONE, GetTimeoutError):
-                continue  # asked for again next time, if it lives
-            member.received += len(arrived)
-            events += arrived
-        self.journal.take(events)
+        self._balancer.take(self.journal.take(fetch(self._members)))
 
     def _note_progress(self) -> None:
         """Close the account of a recovery once the next crew has done a step."""

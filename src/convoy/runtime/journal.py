@@ -69,8 +69,8 @@ class Journal:
         self._sums.clear()
         self._parts.clear()
 
-    def take(self, events: Iterable[Event]) -> None:
-        """Take what ranks reported.
+    def take(self, events: Iterable[Event]) -> list[StepSummary]:
+        """Take what ranks reported; return the steps that it completes.
 
         Raises:
             CheckpointError, ConvoyError: the run folder cannot be written.
@@ -78,7 +78,8 @@ class Journal:
         sorted_events: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for kind, content in events:
             sorted_events[kind].append(content)
-        self._completed(self._logbook.take(sorted_events["record"]))
+        steps = self._logbook.take(sorted_events["record"])
+        self._completed(steps)
         for chosen in sorted_events["layout"]:
             self.layout = chosen["layout"]
         for sums in sorted_events["evaluation"]:
@@ -86,6 +87,7 @@ class Journal:
         for part in sorted_events["checkpoint"]:
             self._checkpoint(part)
         self._write_checkpoints()
+        return steps
 
     def settle(self, generation: int, step: int) -> None:
         """The crew of `generation` is gone; its successor goes on from `step`."""

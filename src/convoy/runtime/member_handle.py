@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from convoy.errors import ConvoyError, CrewError
+from convoy.runtime.events import Event
 from convoy.runtime.formation import Outcome
 from convoy.runtime.member import describe
 from convoy.runtime.placement import Place
@@ -77,6 +78,33 @@ def foreign_error(error: RayTaskError, where: str) -> ConvoyError:
     if isinstance(cause, ConvoyError):
         return cause
     return CrewError(f"{where} failed: {describe(error)}\n{error}")
+
+
+def stop_all(members: Sequence[MemberHandle], reason: str) -> bool:
+    """Have all members stop at one boundary; False if one is lost meanwhile."""
+    try:
+        begun = ray.get([s.actor.hold.remote() for s in members], timeout=10)
+        boundary = max(begun) + 1
+        ray.get([s.actor.release.remote(boundary, reason) for s in members], timeout=10)
+    except (*GONE, GetTimeoutError):
+        for member in members:
+            member.actor.release.remote(0, "lost")
+        return False
+    return True
+
+
+def fetch(members: Sequence[MemberHandle]) -> list[Event]:
+    """What living members have reported since the last time."""
+    polls = [s.actor.poll.remote(s.received) for s in members]
+    events = []
+    for member, poll in zip(members, polls, strict=True):
+        try:
+            arrived = ray.get(poll, timeout=10)
+        except (*GONE, GetTimeoutError):
+            continue  # asked for again next time, if it lives
+        member.received += len(arrived)
+        events += arrived
+    return events
 
 
 def committed(member: MemberHandle) -> int:

@@ -52,6 +52,8 @@ class RunResult:
     """Medians of the last crew's ranks: {"rank", "machine", "compute_s", "wait_s", "comm_s"}."""
     recoveries: list[dict[str, Any]] = field(default_factory=list)
     """One per lost crew: {"step", "lost", "seconds"}, from the loss to the next step's end."""
+    rebalancings: list[dict[str, Any]] = field(default_factory=list)
+    """One per time that shares were cut anew: {"step", "from", "to"}, samples by rank."""
     startup_s: dict[str, float] = field(default_factory=dict)
     """Seconds of each phase up to the first step, from the start of the process."""
     predicted_step_s: float | None = None

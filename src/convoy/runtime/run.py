@@ -29,6 +29,7 @@ from convoy.runtime.journal import Journal
 from convoy.runtime.observer import Observer
 from convoy.runtime.placement import Place, places
 from convoy.runtime.pool import Pool, pool
+from convoy.runtime.rebalance import Rebalancing
 from convoy.runtime.records import read_steps
 from convoy.runtime.run_folder import (
     RunFolder,
@@ -126,7 +127,8 @@ def run_at(
         if tensors is not None:
             assert crew.formation is not None
             return conclude(
-                preparation, journal, crew.formation, tensors, crew.recoveries, observer
+                *(preparation, journal, crew.formation, tensors, crew.recoveries, observer),
+                rebalancings=crew.rebalancings,
             )
     finally:
         journal.close()
@@ -316,6 +318,8 @@ def conclude(
     tensors: state.Tensors,
     recoveries: Sequence[Recovery],
     observer: Observer,
+    *,
+    rebalancings: Sequence[Rebalancing] = (),
 ) -> results.RunResult:
     """Write the trained network and result.json, from what is in the run folder."""
     settings, folder, order = preparation.settings, preparation.folder, preparation.order
@@ -350,6 +354,9 @@ def conclude(
         slowest=results.slowest(ranks),
         ranks=ranks,
         recoveries=[{"step": r.step, "lost": r.lost, "seconds": r.seconds} for r in recoveries],
+        rebalancings=[
+            {"step": r.step, "from": list(r.before), "to": list(r.after)} for r in rebalancings
+        ],
         startup_s=preparation.timeline.phases(),
         predicted_step_s=predicted.step_s if predicted else None,
         predicted_images_per_s=predicted.images_per_s if predicted else None,

@@ -51,6 +51,8 @@ class TrainSettings:
     """For `auto`: a profile to plan with; without it one from the cache, or measured."""
     shares: tuple[float, ...] | None = None
     """Proportions of the batch by rank; without it by the machines' cores and speed."""
+    rebalance: bool = True
+    """Whether shares follow machines that become slower or faster; not those given by `shares`."""
     batch_size: int = 64
     """Samples per step over all ranks."""
     epochs: int | None = None
@@ -192,11 +194,17 @@ def _typed(name: str, value: Any, hint: Any, source: str) -> Any:
         return Path(value).expanduser()
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if kind in (int, str) and type(value) is kind:
+    if kind in (bool, int, str) and type(value) is kind:
         return value
     if name == "shares":
         return _shares(value, source)
-    wording = {int: "a whole number", float: "a number", str: "text", Path: "a path"}[kind]
+    wording = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        Path: "a path",
+    }[kind]
     raise UsageError(f"{flag(name)} in {source}: expected {wording}, got {value!r}")
 
 

@@ -176,6 +176,9 @@ class Strategy(ABC):
     """Whether it computes what one device would, so that `auto` may choose it unasked."""
     exchanges_gradients: ClassVar[bool] = False
     """Whether every step ends in an exchange of gradients."""
+    rebalances: ClassVar[bool] = False
+    """Whether a step lasts as long as its slowest rank, `plan` uses every worker there is, and
+    shares may change between any two steps: the crew then cuts them anew as machines change."""
 
     def period(self, plan: Plan) -> tuple[int, int]:
         """Steps that stand for all: the first of them, and after how many the next are alike."""

@@ -39,6 +39,7 @@ class DataParallel(Strategy):
     name: ClassVar[str] = "data"
     summary: ClassVar[str] = "the batch is cut by speed; gradients are summed every step"
     exchanges_gradients: ClassVar[bool] = True
+    rebalances: ClassVar[bool] = True
 
     wire: Literal["fp32", "bf16"] = field(
         default="fp32", metadata={"help": "fp32 or bf16 between ranks"}
