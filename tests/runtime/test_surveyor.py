@@ -16,7 +16,8 @@ from convoy.runtime import surveyor as module
 from convoy.runtime.formation import Job
 from convoy.runtime.layout import FORMATS
 from convoy.runtime.settings import TrainSettings
-from convoy.runtime.surveyor import Orders, Surveyor, _mean_of, _variation
+from convoy.runtime.step_statistics import deciles, mean_of
+from convoy.runtime.surveyor import Orders, Surveyor
 from convoy.strategies import Batch, make_strategy
 from convoy.strategies.batch_norm import CrewBatchNorm
 
@@ -140,15 +141,15 @@ def phases(total: float) -> dict[str, float]:
 
 def test_means_leave_extremes_out() -> None:
     steps = [phases(s) for s in (4.0,) * 8 + (0.0, 4000.0)]
-    assert _mean_of(steps) == phases(4.0)
-    assert _mean_of([phases(1.0), phases(3.0)]) == phases(2.0)
-    assert _mean_of([phases(1.0)]) == phases(1.0)
+    assert mean_of(steps) == phases(4.0)
+    assert mean_of([phases(1.0), phases(3.0)]) == phases(2.0)
+    assert mean_of([phases(1.0)]) == phases(1.0)
 
 
 def test_variation_is_in_deciles_of_the_mean() -> None:
-    assert _variation([[phases(2.0)] * 9]) == (1.0,) * 10
-    assert _variation([[phases(2.0)]]) == (1.0,)
-    spread = _variation([[phases(float(s)) for s in range(1, 102)]])
+    assert deciles([[phases(2.0)] * 9]) == (1.0,) * 10
+    assert deciles([[phases(2.0)]]) == (1.0,)
+    spread = deciles([[phases(float(s)) for s in range(1, 102)]])
     assert spread == pytest.approx([(6 + 10 * i) / 51 for i in range(10)])
     assert math.fsum(spread) == pytest.approx(10)
 

@@ -28,10 +28,11 @@ from convoy.runtime.json_lines import read_lines
 from convoy.runtime.observer import Observer
 from convoy.runtime.placement import Place, places
 from convoy.runtime.pool import Pool, pool
+from convoy.runtime.preparation import prepare
 from convoy.runtime.profiles import fitting
 from convoy.runtime.records import StepSummary, read_steps
 from convoy.runtime.results import WARM_UP_STEPS, RunResult
-from convoy.runtime.run import prepare, run_at
+from convoy.runtime.run import run_at
 from convoy.strategies import candidates
 from convoy.strategies.shares import cut
 

@@ -28,25 +28,23 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from convoy.comm import Comm, Rehearsal, peer_loss
 from convoy.interfaces import interface_of
 from convoy.runtime.formation import Job
 from convoy.runtime.layer_timer import LayerTimes, time_layers
 from convoy.runtime.layout import FORMATS, laid_out, set_layout
+from convoy.runtime.link_timer import time_all_reduces, time_link
 from convoy.runtime.memory import keep_freed_memory
 from convoy.runtime.part_timer import time_filters
+from convoy.runtime.step_statistics import PHASES, deciles, mean_of, smoothed
 from convoy.runtime.training import Trainee
 from convoy.strategies import Batch, Equipment
 from convoy.strategies.replica import replicate
 
-PHASES = ("load", "forward", "backward", "update")
 STRETCH_S = 0.1
 """How long one batch size is timed at a stretch: several periods of a CPU quota."""
-TRIMMED = 0.1
-"""What is left out at either end before a mean is taken."""
-LINK_S = 0.25
-"""How long transfers over a link go on, at least, so that a limiter's initial burst is past."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +140,17 @@ class Surveyor:
                     done = all(crewed[s] for s in affordable)
                     if done and time.perf_counter() - begun > orders.seconds:
                         break
-        means = [_mean_of(plain[size]) for size in affordable]
+        means = [mean_of(plain[size]) for size in affordable]
         extra = [
-            max(0.0, sum(_mean_of(crewed[size]).values()) - sum(mean.values()))
+            sum(mean_of(crewed[size]).values()) - sum(mean.values())
             for size, mean in zip(affordable, means, strict=True)
         ]
+        normalises = any(isinstance(m, _BatchNorm) for m in self._trainee.model.modules())
         return Steps(
             samples=tuple(affordable),
             seconds={phase: tuple(mean[phase] for mean in means) for phase in PHASES},
-            replica_s=tuple(extra),
-            variation=_variation([plain[size] for size in affordable]),
+            replica_s=smoothed(affordable, extra, per_sample=normalises),
+            variation=deciles([plain[size] for size in affordable]),
         )
 
     def _learns_from_one(self) -> bool:
@@ -169,7 +168,7 @@ class Surveyor:
         self._step(samples, self._trainee.model)
         while not found or time.perf_counter() - begun < seconds:
             self._stretch(samples, self._trainee.model, found)
-        return sum(_mean_of(found).values())
+        return sum(mean_of(found).values())
 
     def layers(self, sizes: Sequence[int], seconds: float) -> dict[str, Any]:
         """Seconds of each layer forward and backward, by batch size."""
@@ -212,87 +211,19 @@ class Surveyor:
         self._comm = Comm(rank=rank, world_size=world_size, store=store, timeout_s=timeout_s)
 
     def link(self, source: int, destination: int) -> dict[str, float] | None:
-        """Latency and bandwidth from one rank to another, whose ranks take part."""
-        comm = self._comm
-        assert comm is not None
-        if comm.rank not in (source, destination):
-            return None
-        peer = destination if comm.rank == source else source
-        first = comm.rank == source
-        trips = [self._there_and_back(first, peer, torch.zeros(1)) for _ in range(12)][2:]
-        latency = statistics.median(trips) / 2
-        size, took = 1 << 16, 0.0
-        times: list[float] = []
-        while took < LINK_S:
-            payload = torch.zeros(size, dtype=torch.uint8)
-            took = self._one_way(first, peer, payload) - latency
-            took = self._agreed(first, peer, took)
-            if took < LINK_S:
-                size = min(size * 4, max(size + 1, int(1.2 * size * LINK_S / max(took, 1e-6))))
-                if size > 1 << 26:
-                    break
-        for _ in range(3):
-            took = self._one_way(first, peer, torch.zeros(size, dtype=torch.uint8)) - latency
-            times.append(self._agreed(first, peer, took))
-        return {
-            "latency_s": latency,
-            "bandwidth_bytes_s": size / max(statistics.median(times), 1e-9),
-        }
+        """Latency and bandwidth from one rank to another; None of one that has no part in it."""
+        assert self._comm is not None
+        return time_link(self._comm, source, destination)
 
     def all_reduces(self, sizes: Sequence[int], repeats: Sequence[int]) -> list[dict[str, Any]]:
         """Seconds of each and this rank's CPU time, by payload bytes."""
-        comm = self._comm
-        assert comm is not None
-        rows = []
-        for size, count in zip(sizes, repeats, strict=True):
-            payload = torch.zeros(max(1, size // 4))
-            comm.all_reduce(payload)
-            times = []
-            cpu = time.process_time()
-            for _ in range(count):
-                started = time.perf_counter()
-                comm.all_reduce(payload)
-                times.append(time.perf_counter() - started)
-            cpu = (time.process_time() - cpu) / count
-            rows.append({"seconds": times, "cpu_s": cpu})
-        return rows
+        assert self._comm is not None
+        return time_all_reduces(self._comm, sizes, repeats)
 
     def part(self) -> None:
         """Leave the group."""
         if self._comm is not None:
             self._comm.close()
-
-    def _there_and_back(self, first: bool, peer: int, payload: torch.Tensor) -> float:
-        assert self._comm is not None
-        started = time.perf_counter()
-        for sends in (first, not first):
-            if sends:
-                self._comm.send(payload, peer)
-            else:
-                self._comm.receive(payload, peer)
-        return time.perf_counter() - started
-
-    def _one_way(self, first: bool, peer: int, payload: torch.Tensor) -> float:
-        """Seconds until `payload` is there and that is known here."""
-        assert self._comm is not None
-        started = time.perf_counter()
-        if first:
-            self._comm.send(payload, peer)
-            self._comm.receive(payload[:1], peer)
-        else:
-            self._comm.receive(payload, peer)
-            self._comm.send(payload[:1], peer)
-        return time.perf_counter() - started
-
-    def _agreed(self, first: bool, peer: int, seconds: float) -> float:
-        """The sender's time, on both sides."""
-        assert self._comm is not None
-        value = torch.tensor([seconds], dtype=torch.float64)
-        if first:
-            self._comm.send(value, peer)
-        else:
-            self._comm.receive(value, peer)
-        return float(value)
 
     def _set_layout(self, layout: str) -> None:
         self._layout = layout
@@ -395,22 +326,3 @@ def _turn_into(classes: dict[nn.Module, type]) -> None:
     """Give modules these classes: batch normalisation has another in a crew."""
     for module, own in classes.items():
         module.__class__ = own
-
-
-def _mean_of(steps: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean seconds of each phase, over the steps whose totals are not among the extremes."""
-    ordered = sorted(steps, key=lambda s: sum(s.values()))
-    out = int(TRIMMED * len(ordered))
-    kept = ordered[out : len(ordered) - out]
-    return {phase: statistics.fmean(s[phase] for s in kept) for phase in PHASES}
-
-
-def _variation(by_size: Sequence[Sequence[dict[str, float]]]) -> tuple[float, ...]:
-    """Deciles (5%, 15%, ... 95%) of steps' times relative to their size's mean."""
-    ratios: list[float] = []
-    for steps in by_size[-3:]:  # what a run has: not the smallest
-        totals = [sum(s.values()) for s in steps]
-        mean = sum(_mean_of(steps).values())
-        ratios += [t / mean for t in totals]
-    cuts = statistics.quantiles(ratios, n=20, method="inclusive") if len(ratios) > 1 else [1.0]
-    return tuple(cuts[::2])

@@ -30,22 +30,21 @@ from safetensors.torch import save as save_tensors
 from convoy.cost.layers import facts_of
 from convoy.errors import CrewError, UsageError
 from convoy.runtime.checkpoint import newest_checkpoint, parts_for
+from convoy.runtime.concluding import announce, conclude
 from convoy.runtime.events import Event, EventSink
 from convoy.runtime.formation import Formation, Job, Outcome, Part
 from convoy.runtime.gate import Gate
 from convoy.runtime.journal import Journal
 from convoy.runtime.memory import keep_freed_memory
 from convoy.runtime.observer import Observer
-from convoy.runtime.results import RunResult
-from convoy.runtime.run import (
+from convoy.runtime.preparation import (
     Preparation,
-    announce,
-    conclude,
     last_generation,
     open_folder,
     open_journal,
     prepare,
 )
+from convoy.runtime.results import RunResult
 from convoy.runtime.run_folder import RunFolder
 from convoy.runtime.training import Trainee
 from convoy.strategies import Pending, Plan, Problem, Worker

@@ -1,0 +1,131 @@
+"""The first and the last word of a run: plan.json, and result.json with the trained network."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from convoy.runtime import results, state
+from convoy.runtime.crew import Recovery
+from convoy.runtime.formation import Formation
+from convoy.runtime.journal import Journal
+from convoy.runtime.observer import Observer
+from convoy.runtime.preparation import Preparation
+from convoy.runtime.rebalance import Rebalancing
+from convoy.runtime.records import read_steps
+from convoy.strategies import Plan
+
+
+def announce(preparation: Preparation, plan: Plan, observer: Observer) -> None:
+    """Write plan.json and tell the observer what will be done."""
+    settings, predicted = preparation.settings, preparation.prediction
+    content: dict[str, Any] = {
+        "strategy": preparation.job.decided.name,
+        "strategy_options": asdict(preparation.job.decided),  # type: ignore[call-overload]
+        "network": settings.network,
+        "parameters": preparation.facts.num_parameters,
+        "dataset": preparation.data.name,
+        "train_samples": len(preparation.data.train),
+        "test_samples": len(preparation.data.test),
+        "image_shape": list(preparation.data.train.image_shape),
+        "classes": preparation.data.train.num_classes,
+        "batch_size": settings.batch_size,
+        "steps": preparation.num_steps,
+        "steps_per_epoch": preparation.order.steps_per_epoch,
+        "optimizer": settings.optimizer,
+        "machines": machines_of(plan),
+        "predicted_step_s": predicted.step_s if predicted else None,
+        "predicted_step_p90_s": predicted.step_p90_s if predicted else None,
+        "predicted_images_per_s": predicted.images_per_s if predicted else None,
+        "folder": str(preparation.folder.path),
+    }
+    preparation.folder.write_json("plan.json", content)
+    observer.planned(content)
+
+
+def machines_of(plan: Plan) -> list[dict[str, Any]]:
+    """Each rank's machine, device and share of the batch."""
+    return [
+        {
+            "name": worker.machine,
+            "device": worker.device,
+            "share": share / plan.problem.batch_size,
+            "samples": share,
+        }
+        for worker, share in zip(plan.problem.workers, plan.shares, strict=True)
+    ]
+
+
+def conclude(
+    preparation: Preparation,
+    journal: Journal,
+    formation: Formation,
+    tensors: state.Tensors,
+    recoveries: Sequence[Recovery],
+    observer: Observer,
+    *,
+    rebalancings: Sequence[Rebalancing] = (),
+) -> results.RunResult:
+    """Write the trained network and result.json, from what is in the run folder."""
+    settings, folder, order = preparation.settings, preparation.folder, preparation.order
+    predicted = preparation.prediction
+    steps = [s for s in read_steps(folder.steps) if s.step < preparation.num_steps]
+    last_epoch = order.epoch_of(preparation.num_steps - 1)
+    recent = [s for s in steps if order.epoch_of(s.step) == last_epoch]
+    ranks = results.rank_times(steps)
+    sent = [row["sent_bytes"] or 0 for s in steps for row in s.ranks]
+    evaluation = journal.evaluation
+    current = evaluation is not None and evaluation[0] == preparation.num_steps - 1
+    result = results.RunResult(
+        strategy=preparation.job.decided.name,
+        network=settings.network,
+        dataset=preparation.data.name,
+        machines=machines_of(formation.plan),
+        batch_size=settings.batch_size,
+        steps=preparation.num_steps,
+        epochs=preparation.num_steps / order.steps_per_epoch,
+        seed=settings.seed,
+        precision=settings.precision,
+        memory_format=journal.layout or settings.memory_format,
+        wall_s=time.perf_counter() - preparation.begun,
+        **results.speed(steps),
+        sent_bytes_per_step=sum(sent) / max(1, len(steps)),
+        train_loss=sum(s.loss * s.samples for s in recent) / max(1, sum(s.samples for s in recent)),
+        test_loss=evaluation[2] if evaluation and current else None,
+        test_accuracy=evaluation[1] if evaluation and current else None,
+        samples_seen=sum(s.samples for s in steps),
+        reformations=len(recoveries),
+        resumed_from_step=preparation.start.step if preparation.start else None,
+        slowest=results.slowest(ranks),
+        ranks=ranks,
+        recoveries=[{"step": r.step, "lost": r.lost, "seconds": r.seconds} for r in recoveries],
+        rebalancings=[
+            {"step": r.step, "from": list(r.before), "to": list(r.after)} for r in rebalancings
+        ],
+        startup_s=preparation.timeline.phases(),
+        predicted_step_s=predicted.step_s if predicted else None,
+        predicted_images_per_s=predicted.images_per_s if predicted else None,
+        folder=folder.path,
+    )
+    meta = {
+        "network": settings.network,
+        "input_shape": json.dumps(preparation.data.train.image_shape),
+        "num_classes": str(preparation.data.train.num_classes),
+        "dataset": preparation.data.name,
+    }
+    untraceable = journal.board.graph(preparation.network, preparation.data.train.image_shape)
+    if untraceable is not None:
+        observer.say(untraceable, "warning")
+    folder.write_model(tensors, meta)
+    folder.write_json("result.json", result.to_dict())
+    if result.slowest and result.slowest["ratio"] > results.SLOW_RATIO:
+        observer.say(
+            f"rank {result.slowest['rank']} on {result.slowest['machine']} computes "
+            f"{result.slowest['ratio']:.2f} times as long as the others: its share is too large "
+            "for its speed. Give it less with --shares",
+            "warning",
+        )
+    return result

@@ -1,0 +1,172 @@
+"""What a run has before any rank exists: checked settings, data, network, and where it starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from convoy.cost.layers import NetworkFacts, facts_of
+from convoy.datasets import DataSet
+from convoy.errors import CheckpointError, UsageError
+from convoy.planner import Prediction
+from convoy.runtime.checkpoint import Checkpoint, newest_checkpoint
+from convoy.runtime.formation import Job
+from convoy.runtime.ingredients import build_network, num_steps, open_data
+from convoy.runtime.journal import Journal
+from convoy.runtime.observer import Observer
+from convoy.runtime.records import read_steps
+from convoy.runtime.run_folder import (
+    RunFolder,
+    check_vacant,
+    create_run_folder,
+    host_facts,
+    open_run_folder,
+)
+from convoy.runtime.sampler import GlobalOrder
+from convoy.runtime.settings import TrainSettings
+from convoy.runtime.timeline import Timeline
+from convoy.strategies import Plan, Problem, Worker
+
+
+@dataclass(kw_only=True)
+class Preparation:
+    """What a run has before any rank exists."""
+
+    job: Job
+    run_folder: RunFolder | None
+    """There once it is sure that the run can be: see `open_folder`."""
+    start: Checkpoint | None
+    data: DataSet
+    network: nn.Module
+    facts: NetworkFacts
+    order: GlobalOrder
+    num_steps: int
+    element_bytes: int
+    begun: float
+    """time.perf_counter() at the start."""
+    timeline: Timeline
+    prediction: Prediction | None = None
+    """What the plan is expected to cost, where that was looked into."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run leaves everything."""
+        assert self.run_folder is not None, "open_folder comes first"
+        return self.run_folder
+
+    @property
+    def settings(self) -> TrainSettings:
+        """The run's settings."""
+        return self.job.settings
+
+
+def open_journal(preparation: Preparation, observer: Observer) -> Journal:
+    """The journal of a run that starts anew, or goes on from a checkpoint."""
+    journal = Journal(
+        preparation.folder,
+        preparation.settings,
+        preparation.order,
+        preparation.num_steps,
+        observer,
+        preparation.timeline,
+    )
+    if preparation.start is not None:
+        journal.last_checkpoint = preparation.start
+        journal.last_step = preparation.start.step - 1
+        journal.layout = preparation.start.meta.get("layout")
+    return journal
+
+
+def last_generation(preparation: Preparation) -> int:
+    """The highest generation that the run has seen: crews later than the checkpoint too."""
+    if preparation.start is None:
+        return 0
+    known = [preparation.start.generation]
+    if preparation.folder.steps.is_file():
+        known += [step.generation for step in read_steps(preparation.folder.steps)]
+    return max(known)
+
+
+def prepare(job: Job, observer: Observer) -> Preparation:
+    """Check the job against its data; a run that is resumed is opened."""
+    begun = time.perf_counter()
+    timeline = Timeline()
+    timeline.mark("imports")
+    settings = job.settings
+    data = open_data(job)
+    order = GlobalOrder(
+        num_samples=len(data.train), batch_size=settings.batch_size, seed=settings.seed
+    )
+    steps = num_steps(settings, order)
+    network = build_network(job.network, data, settings.seed)
+    start: Checkpoint | None = None
+    folder: RunFolder | None = None
+    if settings.resume is not None:
+        if settings.out is not None and settings.out != settings.resume:
+            raise UsageError(
+                f"--resume {settings.resume} goes on in that folder: leave out --out "
+                f"{settings.out}, or start a new run"
+            )
+        folder = open_run_folder(settings.resume)
+        start = _start_of(folder, observer)
+        if start.step >= steps and (start.step > steps or folder.steps_concluded() == steps):
+            raise UsageError(
+                f"{folder.path} is already at step {start.step} of {steps}: nothing is left to "
+                "do. Give more --epochs or --steps to train it further"
+            )
+    elif settings.out is not None:
+        check_vacant(settings.out)
+    timeline.mark("data and network")
+    return Preparation(
+        job=job,
+        run_folder=folder,
+        start=start,
+        data=data,
+        network=network,
+        facts=facts_of(network),
+        order=order,
+        num_steps=steps,
+        element_bytes=8 if settings.precision == "fp64" else 4,
+        begun=begun,
+        timeline=timeline,
+    )
+
+
+def open_folder(preparation: Preparation) -> None:
+    """Make the run's folder, unless it is one that is resumed, and say in it what is to be.
+
+    Comes after the plan, so that a request that cannot be carried out leaves nothing behind.
+    """
+    settings = preparation.settings
+    if preparation.run_folder is None:
+        preparation.run_folder = create_run_folder(settings)
+    folder = preparation.folder
+    folder.write_settings(replace(settings, resume=None, out=folder.path))
+    folder.write_json("host.json", host_facts(settings))
+
+
+def _start_of(folder: RunFolder, observer: Observer) -> Checkpoint:
+    checkpoint, warnings = newest_checkpoint(folder.checkpoints)
+    for warning in warnings:
+        observer.say(f"{warning}; taking the one before it", "warning")
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{folder.path} has no valid checkpoint to go on from. Start the run again with the "
+            f"settings in {folder.settings}: convoy train --config {folder.settings} --out NEW"
+        )
+    observer.say(f"going on from step {checkpoint.step} of {folder.path}")
+    return checkpoint
+
+
+def make_plan(preparation: Preparation, workers: Sequence[Worker]) -> Plan:
+    """The strategy's plan for all workers there are."""
+    problem = Problem(
+        batch_size=preparation.settings.batch_size,
+        workers=tuple(workers),
+        network=preparation.facts,
+        element_bytes=preparation.element_bytes,
+    )
+    return preparation.job.decided.plan(problem)
