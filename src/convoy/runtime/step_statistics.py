@@ -41,6 +41,6 @@ def smoothed(
     fixed = max(0.0, statistics.median(differences[:half]))
     rate = 0.0
     if per_sample:
-        pairs = list(zip(samples, differences, strict=True))[half - 1 :]
+        pairs = list(zip(samples, differences, strict=True))[-3:]
         rate = max(0.0, statistics.median((d - fixed) / n for n, d in pairs))
     return tuple(fixed + rate * n for n in samples)
