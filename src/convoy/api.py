@@ -36,6 +36,7 @@ from convoy.runtime.run import run_with_crew
 from convoy.runtime.run_folder import RunFolder, open_run_folder, read_settings
 from convoy.runtime.settings import TrainSettings, read_config, settings_from
 from convoy.runtime.state import Tensors
+from convoy.scaling import ScalingSettings, Simulation, simulate_scaling
 from convoy.strategies import make_strategy
 
 FIXED_ON_RESUME = ("network", "data", "seed", "batch_size", "optimizer", "precision")
@@ -295,6 +296,21 @@ def layers(
             model = networks.build(network, input_shape=input_shape, num_classes=classes)
     facts = layers_of(model, input_shape)
     return LayerTable(network=_label(network), input=input_shape, layers=facts)
+
+
+def simulate(
+    network: Network | None, settings: ScalingSettings, *, out: str | Path | None = None
+) -> Simulation:
+    """Predict a network's training on more and more equal nodes; see `ScalingSettings`.
+
+    `out` is a folder for the picture. Raises UsageError where something needed is nowhere said.
+    """
+    found = simulate_scaling(network, "" if network is None else _label(network), settings)
+    if out is not None:
+        from convoy import report  # matplotlib takes its time
+
+        report.draw_scaling(found.to_dict(), Path(out))
+    return found
 
 
 def doctor(options: DoctorOptions | None = None) -> list[Check]:

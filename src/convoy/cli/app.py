@@ -10,6 +10,7 @@ from convoy.cli import lab
 from convoy.cli.doctor import doctor
 from convoy.cli.evaluate import evaluate
 from convoy.cli.layers import layers
+from convoy.cli.simulate import simulate
 from convoy.cli.train import train
 from convoy.version import __version__
 
@@ -24,6 +25,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(doctor)
 app.command()(layers)
+app.command()(simulate)
 app.add_typer(lab.app)
 
 
