@@ -34,6 +34,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from convoy.cost.fabric import Fabric, Link, all_reduce_flow
+from convoy.cost.fair_shares import fair_rates
 from convoy.cost.rank_times import RankTimes, Span, split_ranks
 from convoy.cost.schedule import Collective, Compute, Operation, Schedule, Transfer
 
@@ -307,32 +308,11 @@ class _Player:
     def _schedule_flows(self) -> None:
         self._flows_version += 1
         if self._flows:
-            self._share_links()
+            rates = fair_rates({i: f.load for i, f in self._flows.items()}, self._fabric.capacity)
+            for index, rate in rates.items():
+                self._flows[index].rate = rate
             first = min(max(0.0, f.left) / f.rate for f in self._flows.values())
             self._at(self._now + first, "flows", 0, self._flows_version)
-
-    def _share_links(self) -> None:
-        """Max-min fairness: all flows rise together, by the bytes on the link where each puts
-        most; the first link to be full fixes those that use it."""
-        rising = {index: 1 / max(flow.load.values()) for index, flow in self._flows.items()}
-        users: defaultdict[Link, set[int]] = defaultdict(set)
-        for index in rising:
-            for link in self._flows[index].load:
-                users[link].add(index)
-        free = {link: self._fabric.capacity(link) for link in users}
-        while rising:
-            levels = {
-                link: free[link] / sum(rising[i] * self._flows[i].load[link] for i in who)
-                for link, who in users.items()
-                if who
-            }
-            fullest = min(levels, key=levels.__getitem__)
-            for index in list(users[fullest]):
-                flow = self._flows[index]
-                flow.rate = levels[fullest] * rising.pop(index)
-                for link, size in flow.load.items():
-                    users[link].discard(index)
-                    free[link] = max(0.0, free[link] - flow.rate * size)
 
     def _flows_due(self, version: int) -> None:
         if version != self._flows_version:
