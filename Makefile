@@ -36,6 +36,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/wire_bytes.py
 	$(BIN)/python benchmarks/accuracy.py --data-dir $(DATA)
 	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python benchmarks/simulator.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

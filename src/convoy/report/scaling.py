@@ -40,10 +40,11 @@ def draw_scaling(document: Mapping[str, Any], folder: Path) -> Path:
     left, right = figure.subplots(1, 2)
     for colour, (name, points) in zip(COLOURS * 9, _by_strategy(document).items(), strict=False):
         _draw(left, right, name, points, colour, document["exposed_from"][name])
+    base = document["baseline"]
     _dress(left, "images/s")
     left.set_yscale("log")
-    _dress(right, f"efficiency, relative to {document['baseline']} nodes")
-    right.set_ylim(bottom=0)
+    _dress(right, f"efficiency, relative to {base} node{'s' * (base != 1)}")
+    right.set_ylim(0, 1.05)
     right.axhline(1, color="#bbb", linewidth=0.8)
     size = "x".join(map(str, document["input"]))
     batch = document["batch_size"]
