@@ -14,7 +14,7 @@ from convoy.errors import ConvoyError
 from convoy.version import __version__
 
 if TYPE_CHECKING:
-    from convoy.api import Evaluation, LayerTable, doctor, evaluate, layers, train
+    from convoy.api import Evaluation, LayerTable, doctor, evaluate, layers, simulate, train
     from convoy.runtime.results import RunResult
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "layers",
+    "simulate",
     "train",
 ]
 

@@ -12,6 +12,7 @@ from convoy import api
 from convoy.cli.console import console, plain, print_json, stdout_for
 from convoy.cli.strategy_options import with_strategy_options
 from convoy.cli.values import image_shape
+from convoy.runtime.memory import collector_paused
 from convoy.scaling import (
     EXPOSED_ABOVE,
     Hardware,
@@ -123,7 +124,8 @@ def simulate(
         strategy_options={k: v for k, v in strategy_options.items() if v is not None},
         baseline=baseline,
     )
-    with stdout_for(as_json=json):
+    # Hundreds of thousands of operations would be looked through, and none of them is in a circle.
+    with stdout_for(as_json=json), collector_paused():
         found = api.simulate(network, settings, out=out)
     if json:
         print_json(found.to_dict())

@@ -158,10 +158,9 @@ class _Player:
 
     def _ready(self, index: int) -> None:
         match self._schedule[index]:
-            case Compute(rank=rank):
-                device = self._devices[rank]
-                heapq.heappush(device.waiting, index)
-                self._next_compute(rank)
+            case Compute() as compute:
+                heapq.heappush(self._devices[compute.rank].waiting, index)
+                self._next_compute(compute.rank)
             case Transfer() as transfer:
                 self._starts[index] = self._now
                 self._parts[index] = 1
