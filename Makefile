@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/convoy train --config examples/demo.toml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -36,6 +36,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/wire_bytes.py
 	$(BIN)/python benchmarks/accuracy.py --data-dir $(DATA)
 	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python benchmarks/simulator.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

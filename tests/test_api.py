@@ -327,7 +327,7 @@ class Odd(nn.Module):
 
 
 def test_what_run_toml_calls_things_given_in_python() -> None:
-    label = convoy.api._label
+    label = convoy.api.requests.label_of
     assert label("lenet") == "lenet"
     assert label(make) == "python:make"
     assert label(Odd) == label(Odd()) == "python:Odd"

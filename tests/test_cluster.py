@@ -15,10 +15,12 @@ from convoy.cluster import (
     Network,
     format_bandwidth,
     format_duration,
+    format_flops,
     load_cluster,
     parse_bandwidth,
     parse_cluster,
     parse_duration,
+    parse_flops,
     to_toml,
 )
 from convoy.errors import ClusterError
@@ -223,6 +225,8 @@ def clusters(draw: st.DrawFn) -> Cluster:
                 address=draw(names | st.none()),
                 like=like,
                 speed=draw(positive) if like else 1.0,
+                flops=draw(positive | st.none()),
+                within_bit_s=draw(positive | st.none()),
             )
         )
     order = draw(st.permutations(machines))
@@ -243,6 +247,22 @@ def test_a_cluster_survives_being_written(cluster: Cluster) -> None:
     assert parse_cluster(to_toml(cluster)) == cluster
 
 
+def test_figures_for_simulating_are_read() -> None:
+    text = '[[machine]]\nname = "a"\nflops = "9.5 TFLOP/s"\nwithin = "80 GB/s"\n'
+    (machine,) = parse_cluster(text).machines
+    assert (machine.flops, machine.within_bit_s) == (9.5e12, 6.4e11)
+    with pytest.raises(ClusterError, match=r"key 'flops'.*found '9.5 GB/s'.*TFLOP/s"):
+        parse_cluster(text.replace("9.5 TFLOP/s", "9.5 GB/s"))
+
+
+@pytest.mark.parametrize(
+    ("text", "flops"), [("2GFLOPS", 2e9), ("1.5 tflop/s", 1.5e12), ("3 PFLOP/s", 3e15)]
+)
+def test_speeds_of_computing(text: str, flops: float) -> None:
+    assert parse_flops(text) == flops
+    assert parse_flops(format_flops(flops)) == flops
+
+
 def test_what_is_written_reads_well() -> None:
     text = to_toml(parse_cluster(THREE))
     assert 'between = ["old", "tower"]\nbandwidth = "100 Mbit/s"\nlatency = "200 us"' in text
@@ -250,7 +270,8 @@ def test_what_is_written_reads_well() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"cpus": 0.0}, {"speed": 2.0}, {"gpus": -1}, {"address": ""}, {"like": "a\n"}],
+    [{"cpus": 0.0}, {"speed": 2.0}, {"gpus": -1}, {"address": ""}, {"like": "a\n"}]
+    + [{"flops": 0.0}, {"flops": float("inf")}],
     ids=lambda fields: next(iter(fields)),
 )
 def test_a_machine_cannot_be_built_wrong_in_code_either(fields: dict[str, object]) -> None:

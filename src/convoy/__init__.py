@@ -14,7 +14,18 @@ from convoy.errors import ConvoyError
 from convoy.version import __version__
 
 if TYPE_CHECKING:
-    from convoy.api import Evaluation, LayerTable, doctor, evaluate, layers, train
+    from convoy.api import (
+        Evaluation,
+        LayerTable,
+        compare,
+        doctor,
+        evaluate,
+        layers,
+        measure,
+        plan,
+        simulate,
+        train,
+    )
     from convoy.runtime.results import RunResult
 
 __all__ = [
@@ -23,9 +34,13 @@ __all__ = [
     "LayerTable",
     "RunResult",
     "__version__",
+    "compare",
     "doctor",
     "evaluate",
     "layers",
+    "measure",
+    "plan",
+    "simulate",
     "train",
 ]
 

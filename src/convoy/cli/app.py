@@ -13,6 +13,7 @@ from convoy.cli.evaluate import evaluate
 from convoy.cli.layers import layers
 from convoy.cli.measure import measure
 from convoy.cli.plan import plan
+from convoy.cli.simulate import simulate
 from convoy.cli.train import train
 from convoy.version import __version__
 
@@ -30,6 +31,7 @@ app.command()(layers)
 app.command()(measure)
 app.command()(plan)
 app.command()(compare)
+app.command()(simulate)
 app.add_typer(lab.app)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from rich.table import Table
@@ -10,8 +9,8 @@ from typer import Argument, Option
 
 from convoy import api
 from convoy.cli.console import console, plain, print_json
+from convoy.cli.values import image_shape
 from convoy.cost.layers import LayerFacts, totals_of
-from convoy.errors import UsageError
 
 
 def layers(
@@ -24,7 +23,7 @@ def layers(
     json: Annotated[bool, Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """What each layer of a network holds and computes for one image."""
-    found = api.layers(network, input_shape=_shape(input), num_classes=classes)
+    found = api.layers(network, input_shape=image_shape("--input", input), num_classes=classes)
     if json:
         print_json(found.to_dict())
         return
@@ -59,13 +58,3 @@ def _cells(layer: LayerFacts) -> list[str]:
     )
     kernel = "x".join(map(str, layer.kernel)) if layer.kernel else ""
     return [kernel, *(f"{count:,}" if count else "" for count in counts)]
-
-
-def _shape(text: str | None) -> tuple[int, int, int] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
-    if found is None:
-        raise UsageError(f"--input {text}: expected channels x height x width, as 3x224x224")
-    channels, height, width = map(int, found.groups())
-    return channels, height, width

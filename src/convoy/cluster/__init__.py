@@ -14,8 +14,10 @@ from convoy.cluster.model import Cluster, Link, Machine, Network
 from convoy.cluster.units import (
     format_bandwidth,
     format_duration,
+    format_flops,
     parse_bandwidth,
     parse_duration,
+    parse_flops,
 )
 
 __all__ = [
@@ -25,9 +27,11 @@ __all__ = [
     "Network",
     "format_bandwidth",
     "format_duration",
+    "format_flops",
     "load_cluster",
     "parse_bandwidth",
     "parse_cluster",
     "parse_duration",
+    "parse_flops",
     "to_toml",
 ]

@@ -5,6 +5,8 @@ name = "tower"
 cpus = 1.0                # cores a worker may use (default 1.0)
 gpus = 0                  # (default 0)
 address = "10.0.0.5"      # optional: an IP address or host name
+flops = "9.5 TFLOP/s"     # optional: what each device achieves, for `convoy simulate`
+within = "80 GB/s"        # optional: between its own devices, likewise
 
 [[machine]]
 name = "old"
@@ -31,19 +33,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from convoy.cluster.model import Cluster, Link, Machine, Network, fault, like_chain
 from convoy.cluster.units import (
     format_bandwidth,
     format_duration,
+    format_flops,
     parse_bandwidth,
     parse_duration,
+    parse_flops,
 )
 from convoy.errors import ClusterError, describe_unknown
 
 Table = Mapping[str, object]
+Absent = TypeVar("Absent", float, None)
 
-EXAMPLES = {"bandwidth": '"1 Gbit/s"', "latency": '"0.1 ms"'}
+MACHINE_KEYS = ("name", "cpus", "gpus", "address", "like", "speed", "flops", "within")
+EXAMPLES = {
+    "bandwidth": '"1 Gbit/s"',
+    "latency": '"0.1 ms"',
+    "flops": '"9.5 TFLOP/s"',
+    "within": '"80 GB/s"',
+}
 
 
 def load_cluster(path: str | Path) -> Cluster:
@@ -95,6 +107,10 @@ def to_toml(cluster: Cluster) -> str:
         lines += [f"cpus = {float(machine.cpus)!r}", f"gpus = {machine.gpus}"]
         if machine.like is not None:
             lines += [f"like = {quote(machine.like)}", f"speed = {float(machine.speed)!r}"]
+        if machine.flops is not None:
+            lines.append(f"flops = {quote(format_flops(machine.flops))}")
+        if machine.within_bit_s is not None:
+            lines.append(f"within = {quote(format_bandwidth(machine.within_bit_s))}")
         blocks.append(lines)
     blocks.append(["[network]", *figures(cluster.network)])
     for link in cluster.links:
@@ -134,7 +150,7 @@ def read_machine(entry: Table, number: int) -> Machine:
     """The `number`th [[machine]], with defaults where its `like` may yet say otherwise."""
     name = entry.get("name")
     with located(f"[[machine]] {number}" + (f" ({name!r})" if isinstance(name, str) else "")):
-        check_keys(entry, ("name", "cpus", "gpus", "address", "like", "speed"))
+        check_keys(entry, MACHINE_KEYS)
         if not isinstance(name, str):
             fault("name", name, "a name in quotes")
         if "speed" in entry and "like" not in entry:
@@ -146,6 +162,8 @@ def read_machine(entry: Table, number: int) -> Machine:
             address=read_text(entry, "address"),
             like=read_text(entry, "like"),
             speed=read_number(entry, "speed", Machine.speed),
+            flops=read_quantity(entry, "flops", parse_flops, None),
+            within_bit_s=read_quantity(entry, "within", parse_bandwidth, None),
         )
 
 
@@ -218,7 +236,9 @@ def read_whole(entry: Table, key: str, default: int) -> int:
     return found
 
 
-def read_quantity(entry: Table, key: str, parse: Callable[[str], float], default: float) -> float:
+def read_quantity(
+    entry: Table, key: str, parse: Callable[[str], float], default: Absent
+) -> float | Absent:
     """A figure with a unit, in quotes."""
     if key not in entry:
         return default

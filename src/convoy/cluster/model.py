@@ -26,6 +26,10 @@ class Machine:
     """Name of the machine whose measured profile stands for this one."""
     speed: float = 1.0
     """How many times as fast as the machine named by `like`."""
+    flops: float | None = None
+    """Floating-point operations a second that each of its devices achieves in training."""
+    within_bit_s: float | None = None
+    """Bits per second between devices of this machine."""
 
     def __post_init__(self) -> None:
         for key, text in (("name", self.name), ("address", self.address), ("like", self.like)):
@@ -34,6 +38,9 @@ class Machine:
         for key, number in (("cpus", self.cpus), ("speed", self.speed)):
             if not (math.isfinite(number) and number > 0):
                 fault(key, number, "a finite number above 0")
+        for key, figure in (("flops", self.flops), ("within", self.within_bit_s)):
+            if figure is not None and not (math.isfinite(figure) and figure > 0):
+                fault(key, figure, "a finite number above 0")
         if self.gpus < 0:
             fault("gpus", self.gpus, "a whole number, 0 or more")
         if self.speed != 1 and self.like is None:

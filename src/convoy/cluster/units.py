@@ -3,7 +3,8 @@
 Bandwidth is a number, then k, M, G or T (powers of 1000; Ki, Mi, Gi, Ti of 1024) in either
 case, then `bit`, `b`, `byte` or `B`, then `/s`, `ps` or nothing. Only in the single letters
 does case count: `b` is bits and `B` is bytes, so "10 Mbps" is ten megabits (tc alone reads
-it as bytes). Durations end in ns, us, ms or s.
+it as bytes). Durations end in ns, us, ms or s. Speeds of computing are "9.5 TFLOP/s", also
+"9.5 TFLOPS", with k, M, G, T or P.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ BANDWIDTH = re.compile(
 )
 DURATION = re.compile(NUMBER + r"(?P<unit>ns|us|µs|μs|ms|s)\s*")
 
-PREFIXES = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+FLOPS = re.compile(NUMBER + r"(?P<prefix>[kKmMgGtTpP])?(?i:flops?)(?:/s|ps)?\s*", re.ASCII)
+
+PREFIXES = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 SECONDS = {"s": "1", "ms": "1e-3", "us": "1e-6", "µs": "1e-6", "μs": "1e-6", "ns": "1e-9"}
 
 
@@ -53,6 +56,19 @@ def parse_duration(text: str) -> float:
     return value
 
 
+def parse_flops(text: str) -> float:
+    """Floating-point operations a second of `text`; ClusterError unless finite and above 0."""
+    expected = 'expected a number above 0 with a unit, such as "9.5 TFLOP/s" or "300 GFLOP/s"'
+    match = FLOPS.fullmatch(text)
+    if match is None:
+        raise ClusterError(f"found {text!r}, {expected}")
+    power = PREFIXES[(match["prefix"] or "").lower()]
+    value = float(Decimal(match["number"]) * Decimal(1000) ** power)
+    if not (math.isfinite(value) and value > 0):
+        raise ClusterError(f"found {text!r}, {expected}")
+    return value
+
+
 def format_bandwidth(bandwidth_bit_s: float) -> str:
     """The shortest form that `parse_bandwidth` turns back into the very same float."""
     steps = {"Gbit/s": 1e9, "Mbit/s": 1e6, "kbit/s": 1e3, "bit/s": 1.0}
@@ -62,6 +78,12 @@ def format_bandwidth(bandwidth_bit_s: float) -> str:
 def format_duration(duration_s: float) -> str:
     """The shortest form that `parse_duration` turns back into the very same float."""
     return format_exactly(duration_s, {"s": 1.0, "ms": 1e-3, "us": 1e-6}, parse_duration)
+
+
+def format_flops(flops: float) -> str:
+    """The shortest form that `parse_flops` turns back into the very same float."""
+    steps = {"TFLOP/s": 1e12, "GFLOP/s": 1e9, "MFLOP/s": 1e6, "FLOP/s": 1.0}
+    return format_exactly(flops, steps, parse_flops)
 
 
 def format_exactly(value: float, steps: Mapping[str, float], parse: Callable[[str], float]) -> str:

@@ -34,28 +34,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from convoy.cost.fabric import Fabric, Link, all_reduce_flow
-from convoy.cost.schedule import Collective, Compute, Operation, Schedule, Transfer, sent_by_rank
+from convoy.cost.fair_shares import fair_rates
+from convoy.cost.rank_times import RankTimes, Span, split_ranks
+from convoy.cost.schedule import Collective, Compute, Operation, Schedule, Transfer
+
+__all__ = ["Played", "RankTimes", "Span", "simulate"]
 
 _NOTHING_LEFT = 1e-12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Span:
-    """When an operation ran, in seconds from the start of the step."""
-
-    start: float
-    end: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankTimes:
-    """One rank's step, as `steps.jsonl` has it."""
-
-    compute_s: float
-    wait_s: float
-    comm_s: float
-    wall_s: float
-    sent_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +67,7 @@ def simulate(schedule: Schedule, seconds: Callable[[Compute], float], fabric: Fa
     return Played(
         step_s=max((span.end for span in spans), default=0.0),
         spans=spans,
-        ranks=_records(schedule, spans, len(fabric.hosts)),
+        ranks=split_ranks(schedule, spans, len(fabric.hosts)),
     )
 
 
@@ -129,10 +114,12 @@ class _Player:
         self._schedule, self._seconds, self._fabric = schedule, seconds, fabric
         self._starts = [math.nan] * len(schedule)
         self._ends = [math.nan] * len(schedule)
-        self._blockers = [len(set(op.after)) for op in schedule]
+        self._blockers = [0] * len(schedule)
         self._followers: list[list[int]] = [[] for _ in schedule]
         for index, operation in enumerate(schedule):
-            for before in set(operation.after):
+            blockers = set(operation.after)
+            self._blockers[index] = len(blockers)
+            for before in blockers:
                 self._followers[before].append(index)
         self._devices = [_Device() for _ in fabric.hosts]
         self._flows: dict[int, _Flow] = {}
@@ -142,6 +129,7 @@ class _Player:
         self._queues: dict[tuple[int, ...], deque[int]] = defaultdict(deque)
         self._events: list[tuple[float, int, str, tuple[int, int]]] = []
         self._order = itertools.count()
+        self._all_reduces: dict[tuple[tuple[int, ...], int], tuple[dict[Link, float], float]] = {}
         self._now = 0.0
 
     def play(self) -> tuple[Span, ...]:
@@ -157,8 +145,8 @@ class _Player:
                 self._flows_due(version)
             else:
                 self._flow_begins(subject)
-        if any(math.isnan(end) for end in self._ends):
-            stuck = next(i for i, end in enumerate(self._ends) if math.isnan(end))
+        stuck = next((i for i, end in enumerate(self._ends) if math.isnan(end)), None)
+        if stuck is not None:
             raise ValueError(
                 f"operation {stuck} of the schedule never becomes ready: operations wait for "
                 "one another in a circle"
@@ -170,10 +158,9 @@ class _Player:
 
     def _ready(self, index: int) -> None:
         match self._schedule[index]:
-            case Compute(rank=rank):
-                device = self._devices[rank]
-                heapq.heappush(device.waiting, index)
-                self._next_compute(rank)
+            case Compute() as compute:
+                heapq.heappush(self._devices[compute.rank].waiting, index)
+                self._next_compute(compute.rank)
             case Transfer() as transfer:
                 self._starts[index] = self._now
                 self._parts[index] = 1
@@ -219,26 +206,33 @@ class _Player:
         device = self._devices[rank]
         device.version += 1
         if device.left:
-            self._at(device.next_end(), "device", rank, device.version)
+            end = device.next_end()
+            heapq.heappush(self._events, (end, next(self._order), "device", (rank, device.version)))
 
     def _device_due(self, rank: int, version: int) -> None:
         device = self._devices[rank]
         if version != device.version:
             return  # something changed since this was foreseen
-        device.advance(self._now)
-        least = min(device.left.values())
-        ended = [t for t, left in device.left.items() if left <= max(least, _NOTHING_LEFT)]
-        for task in ended:
-            del device.left[task]
-        if device.computing in ended:
+        if len(device.left) == 1:  # nearly always, and hundreds of ranks make many of these
+            ended, device.since = list(device.left), self._now
+            device.left.clear()
+        else:
+            device.advance(self._now)
+            least = max(min(device.left.values()), _NOTHING_LEFT)
+            ended = [task for task, left in device.left.items() if left <= least]
+            for task in ended:
+                del device.left[task]
+        computed = device.computing
+        if computed in ended:
             device.computing = None
         for task in ended:
-            if isinstance(self._schedule[task], Compute):
+            if task == computed:
                 self._finish(task)
             else:
                 self._part_done(task)
         self._next_compute(rank)
-        self._schedule_device(rank)
+        if device.version == version:  # nothing that followed has foreseen the next end
+            self._schedule_device(rank)
 
     # Links
 
@@ -259,13 +253,22 @@ class _Player:
             case Transfer(source=source, destination=destination):
                 return fabric.latency(fabric.hosts[source], fabric.hosts[destination])
             case Collective(kind="all-reduce", ranks=ranks, payload_bytes=size):
-                return fabric.overhead_s(size) + all_reduce_flow(fabric, ranks, size)[1]
+                return fabric.overhead_s(size) + self._all_reduce(ranks, size)[1]
             case Collective(ranks=ranks, payload_bytes=size):
                 root, *others = (fabric.hosts[rank] for rank in ranks)
                 furthest = max((fabric.latency(root, other) for other in others), default=0.0)
                 return fabric.overhead_s(size) + furthest
             case _:
                 return 0.0
+
+    def _all_reduce(
+        self, ranks: tuple[int, ...], payload_bytes: int
+    ) -> tuple[dict[Link, float], float]:
+        """As `all_reduce_flow`; the same sizes come again and again."""
+        key = (ranks, payload_bytes)
+        if key not in self._all_reduces:
+            self._all_reduces[key] = all_reduce_flow(self._fabric, ranks, payload_bytes)
+        return self._all_reduces[key]
 
     def _load(self, operation: Operation) -> dict[Link, float]:
         fabric = self._fabric
@@ -275,7 +278,7 @@ class _Player:
                 for link in fabric.path(fabric.hosts[source], fabric.hosts[destination]):
                     load[link] += size
             case Collective(kind="all-reduce", ranks=ranks, payload_bytes=size):
-                return all_reduce_flow(fabric, ranks, size)[0]
+                return self._all_reduce(ranks, size)[0]
             case Collective(ranks=ranks, payload_bytes=size):
                 root, *others = (fabric.hosts[rank] for rank in ranks)
                 for other in others:
@@ -304,32 +307,11 @@ class _Player:
     def _schedule_flows(self) -> None:
         self._flows_version += 1
         if self._flows:
-            self._share_links()
+            rates = fair_rates({i: f.load for i, f in self._flows.items()}, self._fabric.capacity)
+            for index, rate in rates.items():
+                self._flows[index].rate = rate
             first = min(max(0.0, f.left) / f.rate for f in self._flows.values())
             self._at(self._now + first, "flows", 0, self._flows_version)
-
-    def _share_links(self) -> None:
-        """Max-min fairness: all flows rise together, by the bytes on the link where each puts
-        most; the first link to be full fixes those that use it."""
-        rising = {index: 1 / max(flow.load.values()) for index, flow in self._flows.items()}
-        users: defaultdict[Link, set[int]] = defaultdict(set)
-        for index in rising:
-            for link in self._flows[index].load:
-                users[link].add(index)
-        free = {link: self._fabric.capacity(link) for link in users}
-        while rising:
-            levels = {
-                link: free[link] / sum(rising[i] * self._flows[i].load[link] for i in who)
-                for link, who in users.items()
-                if who
-            }
-            fullest = min(levels, key=levels.__getitem__)
-            for index in list(users[fullest]):
-                flow = self._flows[index]
-                flow.rate = levels[fullest] * rising.pop(index)
-                for link, size in flow.load.items():
-                    users[link].discard(index)
-                    free[link] = max(0.0, free[link] - flow.rate * size)
 
     def _flows_due(self, version: int) -> None:
         if version != self._flows_version:
@@ -347,34 +329,3 @@ class _Player:
         self._parts[index] -= 1
         if not self._parts[index]:
             self._finish(index)
-
-
-def _records(schedule: Schedule, spans: tuple[Span, ...], num_ranks: int) -> tuple[RankTimes, ...]:
-    """Split each rank's step as a real run does: blocked from its last collective's issue on."""
-    step_s = max((span.end for span in spans), default=0.0)
-    last: dict[int, int] = {}
-    for index, operation in enumerate(schedule):
-        if isinstance(operation, Collective):
-            last |= dict.fromkeys(operation.ranks, index)
-    blocked = [0.0] * num_ranks
-    for index in set(last.values()):
-        issued: dict[int, float] = {}
-        for before in schedule[index].after:
-            rank = getattr(schedule[before], "rank", None)
-            if rank is not None:
-                issued[rank] = max(issued.get(rank, 0.0), spans[before].end)
-        for rank, its_last in last.items():
-            if its_last == index:
-                blocked[rank] = spans[index].end - issued.get(rank, spans[index].start)
-    comm_s = min(blocked, default=0.0)
-    sent = sent_by_rank(schedule, num_ranks)
-    return tuple(
-        RankTimes(
-            compute_s=step_s - blocked[rank],
-            wait_s=blocked[rank] - comm_s,
-            comm_s=comm_s,
-            wall_s=step_s,
-            sent_bytes=sent[rank],
-        )
-        for rank in range(num_ranks)
-    )

@@ -140,7 +140,7 @@ class World:
             latencies=latencies,
             all_reduce=self.all_reduce_kind,
             overhead=self._overhead(count),
-            cpu=tuple(self._cpu(pick, count) for pick in picks),
+            cpu=tuple(self.collective_cpu(pick, count) for pick in picks),
         )
 
     def seconds(
@@ -172,7 +172,7 @@ class World:
         if payload_bytes:
             sums = zip(curve.seconds, device.replica.seconds, strict=True)
             curve = Curve(curve.samples, tuple(map(sum, sums)))
-            curve = curve.plus(self._cpu(pick, count)(payload_bytes))
+            curve = curve.plus(self.collective_cpu(pick, count)(payload_bytes))
         return curve.scaled(self._ease(pick, count))
 
     def _ease(self, pick: int, count: int) -> float:
@@ -188,7 +188,7 @@ class World:
             return None
         return replace(self.overhead, factor=(count - 1) / (self.num_measured - 1))
 
-    def _cpu(self, pick: int, count: int) -> Curve:
+    def collective_cpu(self, pick: int, count: int) -> Curve:
         """Seconds of a device that a collective among `count` costs, by payload bytes.
 
         A device with a core to spare lets that one move the bytes. In a ring of n each rank moves

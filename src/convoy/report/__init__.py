@@ -1,5 +1,6 @@
-"""What people look at, drawn from the files of a run folder only."""
+"""What people look at, drawn from files and documents of results only."""
 
 from convoy.report.picture import draw_run
+from convoy.report.scaling import draw_scaling
 
-__all__ = ["draw_run"]
+__all__ = ["draw_run", "draw_scaling"]
