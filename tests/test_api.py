@@ -162,9 +162,9 @@ def test_what_a_resumed_run_cannot_change(make_run: MakeRun, name: str, value: A
             {"strategy": "averaging", "strategy_options": {"average_every": 2}},
         ),
         (
-            {"strategy_options": {"wire": "bf16"}},
+            {"strategy": "data", "strategy_options": {"wire": "bf16"}},
             {"strategy": "data", "batch_norm": "local"},
-            {"strategy_options": {"wire": "bf16", "batch_norm": "local"}},
+            {"strategy": "data", "strategy_options": {"wire": "bf16", "batch_norm": "local"}},
         ),
     ],
 )

@@ -33,7 +33,7 @@ TEXTS = (
     *("network", "data", "strategy", "cluster", "optimizer", "lr_schedule", "precision"),
     *("memory_format", "augment"),
 )
-PATHS = ("data_dir", "resume", "out")
+PATHS = ("profile", "data_dir", "resume", "out")
 SWITCHES = ("rebalance",)
 
 
