@@ -12,7 +12,7 @@ from convoy.cost.curve import Curve
 from convoy.cost.equal_nodes import EqualNodes
 from convoy.cost.layers import LayerSize, NetworkFacts
 from convoy.cost.profile import AllReduceProfile, DeviceProfile, LayerProfile
-from convoy.cost.world import Device, World
+from convoy.cost.world import Device, Overhead, World
 from convoy.scaling import EXPOSED_ABOVE, Workload, scaling_curve
 from convoy.strategies import make_strategy
 
@@ -143,7 +143,9 @@ def test_measured_overhead_grows_by_rounds_and_by_bytes() -> None:
         latencies={},
         all_reduce=measured,
         num_measured=2,
-        overhead=Curve((4, 10**6), (0.001, 0.005)),
+        overhead=Overhead(
+            measured=Curve((4, 10**6), (0.001, 0.005)), delay_s=0.0, s_per_byte=0.0
+        ),
     )
     eight = EqualNodes(world=world, bandwidth_bytes_s=1e9, latency_s=0.0).fabric(8)
     assert eight.overhead_s(4) == pytest.approx(7 * 0.001)
