@@ -4,6 +4,9 @@ Images lie in memory as normalised floats, gradients are views of buckets, one t
 no logging. Prints the seconds of each step, as JSON.
 
     python benchmarks/plain_ddp.py --network cifar10-full --batch-size 100 --steps 60 --ranks 2
+
+Where RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set, as torchrun sets them, this is that one
+rank.
 """
 
 from __future__ import annotations
@@ -24,16 +27,18 @@ from convoy import networks
 from convoy.datasets import open_dataset
 
 
-def work(rank: int, options: argparse.Namespace, port: int, results: mp.Queue) -> None:
-    """One rank."""
-    torch.set_num_threads(1)
+def start_here(rank: int, options: argparse.Namespace, port: int, results: mp.Queue) -> None:
+    """One rank of several on this machine."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=options.ranks,
-    )
+    times = train(rank, options.ranks, f"tcp://127.0.0.1:{port}", options)
+    if rank == 0:
+        results.put(times)
+
+
+def train(rank: int, ranks: int, meeting: str, options: argparse.Namespace) -> list[float]:
+    """One rank's step times."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
     data = open_dataset(options.data)
     images, labels = data.train.batch(torch.arange(len(data.train)))
     torch.manual_seed(0)
@@ -42,7 +47,7 @@ def work(rank: int, options: argparse.Namespace, port: int, results: mp.Queue) -
     model = model.to(memory_format=layout)
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(replica.parameters(), lr=0.01, momentum=0.9)
-    share = options.batch_size // options.ranks
+    share = options.batch_size // ranks
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     times, ended = [], time.perf_counter()
     for step in range(options.steps):
@@ -56,9 +61,8 @@ def work(rank: int, options: argparse.Namespace, port: int, results: mp.Queue) -
         now = time.perf_counter()
         times.append(now - ended)
         ended = now
-    if rank == 0:
-        results.put(times)
     dist.destroy_process_group()
+    return times
 
 
 def main() -> None:
@@ -71,13 +75,19 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--channels-last", action="store_true")
     options = parser.parse_args()
+    if "RANK" in os.environ:
+        rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        times = train(rank, ranks, "env://", options)
+        if rank == 0:
+            print(json.dumps(times))
+        return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = mp.get_context("spawn")
     results = context.Queue()
     ranks = [
-        context.Process(target=work, args=(rank, options, port, results))
+        context.Process(target=start_here, args=(rank, options, port, results))
         for rank in range(options.ranks)
     ]
     for process in ranks:

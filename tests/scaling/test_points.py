@@ -143,9 +143,7 @@ def test_measured_overhead_grows_by_rounds_and_by_bytes() -> None:
         latencies={},
         all_reduce=measured,
         num_measured=2,
-        overhead=Overhead(
-            measured=Curve((4, 10**6), (0.001, 0.005)), delay_s=0.0, s_per_byte=0.0
-        ),
+        overhead=Overhead(measured=Curve((4, 10**6), (0.001, 0.005)), delay_s=0.0, s_per_byte=0.0),
     )
     eight = EqualNodes(world=world, bandwidth_bytes_s=1e9, latency_s=0.0).fabric(8)
     assert eight.overhead_s(4) == pytest.approx(7 * 0.001)

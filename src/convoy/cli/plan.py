@@ -92,12 +92,13 @@ def _table(report: PlanReport, shown: int) -> Table:
     table = Table(
         title=f"{plain(report.network)}, batch of {ranking.task.batch_size}",
         caption=_left_out(len(ranking.predictions) - shown),
+        padding=(0, 0, 0, 1),
     )
-    table.add_column("")
-    table.add_column("strategy")
-    table.add_column("machines and samples")
-    for name in ("step ms", "p90", "images/s", "speed-up", "sent kB", "peak MiB"):
-        table.add_column(name, justify="right")
+    table.add_column("", no_wrap=True)
+    table.add_column("strategy", no_wrap=True)
+    table.add_column("samples by machine")
+    for name in ("step ms", "p90", "bound", "images/s", "gain", "sent kB", "MiB"):
+        table.add_column(name, justify="right", no_wrap=True)
     for number, prediction in enumerate(ranking.predictions[:shown]):
         row = report.row(prediction)
         machines = ", ".join(f"{plain(m['name'])} {m['samples']}" for m in row["machines"])
@@ -111,6 +112,7 @@ def _table(report: PlanReport, shown: int) -> Table:
             machines,
             f"{row['step_s'] * 1e3:.1f}",
             f"{row['step_p90_s'] * 1e3:.1f}",
+            f"{row['amdahl_step_s'] * 1e3:.1f}",
             f"{row['images_per_s']:,.0f}",
             f"{row['speedup']:.2f}" if row["speedup"] else "",
             f"{row['sent_bytes_per_step'] / 1e3:,.0f}",

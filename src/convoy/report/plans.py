@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib.figure
 import matplotlib.patches
 
+from convoy.cost.analytic import bound_of
 from convoy.cost.profile import Profile
 from convoy.cost.schedule import Compute, Operation, Transfer
 from convoy.cost.simulate import Span
@@ -66,6 +67,7 @@ class PlanReport:
             "step_s": prediction.step_s if plan else None,
             "step_p90_s": prediction.step_p90_s if plan else None,
             "images_per_s": prediction.images_per_s if plan else None,
+            "amdahl_step_s": bound_of(world, prediction.picks, size).step_s,
             "speedup": single.step_s / prediction.step_s if plan and single else None,
             "sent_bytes_per_step": prediction.sent_bytes_per_step,
             "link_bytes": prediction.link_bytes or {},

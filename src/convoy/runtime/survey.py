@@ -12,9 +12,11 @@ besides, for plans that use one machine.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -45,6 +47,8 @@ from convoy.version import __version__
 
 STEPS_S, ALONE_S, LAYERS_S, FILTERS_S = 8.0, 0.6, 1.5, 1.5
 ALONE_ROUNDS = 3
+POLL_S = 0.2
+"""As the crew's: how often members are asked for news."""
 ANSWER_TIMEOUT_S = 300.0
 """For one question; a slow device measures a large network for minutes."""
 ALL_REDUCE_BYTES = (8, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
@@ -161,29 +165,45 @@ class _Party:
         timeout_s: float = ANSWER_TIMEOUT_S,
         ranks: Sequence[int] | None = None,
     ) -> list[Any]:
-        """Call `method` of every surveyor, or of `ranks`, with its arguments; wait for all."""
+        """Call `method` of every surveyor, or of `ranks`, with its arguments; wait for all.
+
+        Meanwhile all are asked for news as often as in a run, so that what this takes of their
+        machines, and of the one we are on, is in the figures.
+        """
         asked = list(range(len(self.places)) if ranks is None else ranks)
-        answers = [
-            self._members[rank].survey.remote(method, *given)
+        deadline = time.monotonic() + timeout_s
+        pending = {
+            self._members[rank].survey.remote(method, *given): rank
             for rank, given in zip(asked, arguments, strict=True)
-        ]
-        found = []
-        for rank, answer in zip(asked, answers, strict=True):
-            where = f"{self.places[rank].machine} ({self.places[rank].device})"
-            try:
-                found.append(ray.get(answer, timeout=timeout_s))
-            except GetTimeoutError:
+        }
+        found: dict[int, Any] = {}
+        while pending:
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=POLL_S)
+            for answer in done:
+                rank = pending.pop(answer)
+                found[rank] = self._answer(rank, answer)
+            if pending and time.monotonic() > deadline:
+                silent = ", ".join(self._where(rank) for rank in pending.values())
                 raise CrewError(
-                    f"{where} did not answer within {timeout_s:.0f} s while it was measured"
-                ) from None
-            except RayTaskError as error:
-                raise foreign_error(error, where) from None
-            except GONE:
-                raise CrewError(
-                    f"{where} died while it was measured; no profile is written. Start it again, "
-                    "or take it out of the cluster file, and measure anew"
-                ) from None
-        return found
+                    f"{silent} did not answer within {timeout_s:.0f} s while it was measured"
+                )
+            with contextlib.suppress(*GONE, GetTimeoutError):  # who is gone does not answer either
+                ray.get([member.poll.remote(0) for member in self._members], timeout=POLL_S)
+        return [found[rank] for rank in asked]
+
+    def _answer(self, rank: int, answer: Any) -> Any:
+        try:
+            return ray.get(answer)
+        except RayTaskError as error:
+            raise foreign_error(error, self._where(rank)) from None
+        except GONE:
+            raise CrewError(
+                f"{self._where(rank)} died while it was measured; no profile is written. Start it "
+                "again, or take it out of the cluster file, and measure anew"
+            ) from None
+
+    def _where(self, rank: int) -> str:
+        return f"{self.places[rank].machine} ({self.places[rank].device})"
 
     def dismiss(self) -> None:
         """Give the processes back."""

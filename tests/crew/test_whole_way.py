@@ -1,0 +1,55 @@
+"""From measuring to comparing, over real ranks: everything fits together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .processes import HERE, Program
+
+
+@pytest.mark.timeout(180)
+def test_measure_plan_train_compare(program: Callable[..., Program], tmp_path: Path) -> None:
+    going = program(str(HERE / "whole_way.py"), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert going.wait(160) == 0, going.stderr
+    answer: dict[str, Any] = json.loads((tmp_path / "answer.json").read_text())
+
+    assert answer["devices"] == 2
+    report = answer["report"]
+    chosen = report["plans"][report["chosen"]]
+    assert chosen["exact"]
+    assert {plan["strategy"] for plan in report["plans"]} == {"single", "data", "averaging"}
+    assert all(sum(m["samples"] for m in plan["machines"]) == 32 for plan in report["plans"])
+    assert report["advice"].startswith("Use ")
+
+    (given,) = answer["results"]
+    assert given["strategy"] == chosen["strategy"]
+    assert given["predicted_step_s"] == pytest.approx(chosen["step_s"])
+    assert given["predicted_images_per_s"] == pytest.approx(32 / chosen["step_s"])
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan["predicted_step_s"] == given["predicted_step_s"]
+    assert [m["samples"] for m in plan["machines"]] == [m["samples"] for m in chosen["machines"]]
+
+    # once measured, it is known
+    assert answer["cached"] == 1
+    assert sum("planning with the profile of" in text for text in answer["said"]) == 1
+
+    rows = {row["label"]: row for row in answer["comparison"]["runs"]}
+    singles = [label for label in rows if label.startswith("single")]
+    assert {"data", "data equal", "averaging"} == rows.keys() - set(singles)
+    assert len(singles) == 2
+    assert [m["samples"] for m in rows["data equal"]["machines"]] == [16, 16]
+    for row in rows.values():
+        assert len(row["measured_each_s"]) == 2
+        assert row["error"] == pytest.approx(row["predicted_step_s"] / row["measured_step_s"] - 1)
+        assert row["time_to_target_s"] > 0
+    # the same start, the same samples, the same mathematics
+    assert rows["data"]["test_accuracy"] == rows["data equal"]["test_accuracy"]
+    # what was foreseen to travel, has
+    assert rows["data"]["sent_bytes_per_step"] == rows["data"]["predicted_sent_bytes_per_step"]
+    assert (tmp_path / "compared" / "comparison.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "compared" / "comparison.json").read_text())["repeats"] == 2
