@@ -36,7 +36,7 @@ from convoy.runtime.run import run_at
 from convoy.strategies import candidates
 from convoy.strategies.shares import cut
 
-RUN_S = 6.0
+RUN_S = 4.0
 """How long each run is to take, about, where nothing is said of steps or epochs."""
 LEAST_STEPS, MOST_STEPS = 8, 600
 """Steps of such a run that are counted, apart from warm-up."""
