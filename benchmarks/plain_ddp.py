@@ -6,7 +6,7 @@ no logging. Prints the seconds of each step, as JSON.
     python benchmarks/plain_ddp.py --network cifar10-full --batch-size 100 --steps 60 --ranks 2
 
 Where RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set, as torchrun sets them, this is that one
-rank.
+rank; OWN_ADDRESS then says by which address the others reach it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from convoy import networks
 from convoy.datasets import open_dataset
+from convoy.interfaces import interface_of
 
 
 def start_here(rank: int, options: argparse.Namespace, port: int, results: mp.Queue) -> None:
@@ -76,6 +77,8 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true")
     options = parser.parse_args()
     if "RANK" in os.environ:
+        if "OWN_ADDRESS" in os.environ:
+            os.environ["GLOO_SOCKET_IFNAME"] = interface_of(os.environ["OWN_ADDRESS"])
         rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         times = train(rank, ranks, "env://", options)
         if rank == 0:

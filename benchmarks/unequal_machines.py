@@ -55,6 +55,7 @@ def plain(inside: lab.Lab, *, channels_last: bool, port: int) -> list[float]:
     for rank, name in enumerate(names):
         meeting = {"MASTER_ADDR": inside.addresses[names[0]], "MASTER_PORT": str(port)}
         place = {"RANK": str(rank), "WORLD_SIZE": str(len(names))}
+        place |= {"OWN_ADDRESS": inside.addresses[name]}
         ranks.append(
             inside.start(
                 name,
