@@ -79,7 +79,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return statistics.fmean(abs(row["error"]) for row in chosen)
 
     ordered = right = 0
-    regrets = []
+    regrets, any_regrets = [], []
     for _, of_case in itertools.groupby(rows, key=lambda r: (r["cluster"], r["network"])):
         case = list(of_case)
         for a, b in itertools.combinations(case, 2):
@@ -87,10 +87,10 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if slow["measured ms"] / fast["measured ms"] > 1 + DIFFERENT:
                 ordered += 1
                 right += fast["predicted ms"] < slow["predicted ms"]
-        exact = [row for row in case if row["plan"] != "averaging"]
-        best = min(row["measured ms"] for row in exact)
+        exact = [row["measured ms"] for row in case if row["plan"] != "averaging"]
         taken = next(row for row in case if row["auto"])
-        regrets.append(taken["measured ms"] / best - 1)
+        regrets.append(taken["measured ms"] / min(exact) - 1)
+        any_regrets.append(taken["measured ms"] / min(r["measured ms"] for r in case) - 1)
     by_strategy = {
         name: [row for row in rows if row["plan"].split()[0] == name]
         for name in ("single", "data", "averaging")
@@ -101,6 +101,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         (f"pairs in the right order, of {ordered}", right / max(1, ordered)),
         ("auto over the best exact plan, worst case", max(regrets)),
         ("auto over the best exact plan, mean", statistics.fmean(regrets)),
+        ("auto over the best of all, averaging too, mean", statistics.fmean(any_regrets)),
     ]
     return [{"figure": name, "value": value} for name, value in figures]
 

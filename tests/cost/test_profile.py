@@ -14,16 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convoy.cost.profile import (
-    DeviceProfile,
-    LayerProfile,
-    LinkProfile,
-    Profile,
-    checked,
-    differences,
-    load,
-    misfits,
-)
+from convoy.cost.profile import DeviceProfile, LayerProfile, LinkProfile, Profile, load
+from convoy.cost.profile_fit import checked, differences, merged, misfits
 from convoy.errors import ProfileError
 
 from .profiles import all_reduce, device, link, profile
@@ -300,7 +292,7 @@ def test_a_machine_is_added() -> None:
     a, b, c = device("a"), device("b"), device("c", cores=4.0)
     pair = all_reduce((0.1, 0.2), (0.3, 0.4))
     old = profile([a, b], links=(link("a", "b"),), all_reduce=pair, created="old")
-    both = old.merged(profile([c], created="new"))
+    both = merged(old, profile([c], created="new"))
     assert both.devices == (a, b, c)
     assert (both.links, both.all_reduce, both.created) == (old.links, pair, "new")
 
@@ -309,18 +301,18 @@ def test_what_is_measured_again_takes_the_olds_place() -> None:
     a, b, c = (device(name) for name in "abc")
     new_a, new_b = device("a", 0.5), device("b", 0.25)
     old = profile([a, b, c])
-    assert old.merged(profile([new_b])).devices == (a, new_b, c)
-    assert old.merged(profile([new_b, new_a])).devices == (new_a, new_b, c)
-    assert profile([a]).merged(profile([new_b, new_a])).devices == (new_b, new_a)
+    assert merged(old, profile([new_b])).devices == (a, new_b, c)
+    assert merged(old, profile([new_b, new_a])).devices == (new_a, new_b, c)
+    assert merged(profile([a]), profile([new_b, new_a])).devices == (new_b, new_a)
 
 
 def test_of_ranks_on_one_machine_each_takes_its_own_place() -> None:
     first, second, other = device(threads=1), device(threads=2), device("b")
     old = profile([first, other, second])
     new = device(threads=3)
-    assert old.merged(profile([new])).devices == (new, other, second)
-    assert old.merged(profile([new, new])).devices == (new, other, new)
-    assert profile([first]).merged(profile([new, second])).devices == (new, second)
+    assert merged(old, profile([new])).devices == (new, other, second)
+    assert merged(old, profile([new, new])).devices == (new, other, new)
+    assert merged(profile([first]), profile([new, second])).devices == (new, second)
 
 
 def test_the_devices_of_the_all_reduces_are_the_first() -> None:
@@ -329,17 +321,17 @@ def test_the_devices_of_the_all_reduces_are_the_first() -> None:
     old_pair, new_pair = all_reduce((1.0, 1.0), (2.0, 2.0)), all_reduce((3.0, 3.0), (4.0, 4.0))
     old = profile([a, b], links=(link("a", "b"),), all_reduce=old_pair)
     new = profile([b, c], links=(link("b", "c"),), all_reduce=new_pair)
-    both = old.merged(new)
+    both = merged(old, new)
     assert (both.devices, both.all_reduce) == ((b, c, a), new_pair)
     assert both.links == (link("a", "b"), link("b", "c"))
-    again = old.merged(profile([device("a", 0.5)]))
+    again = merged(old, profile([device("a", 0.5)]))
     assert (again.devices, again.all_reduce) == ((device("a", 0.5), b), old_pair)
 
 
 def test_links_are_replaced_whichever_way_round_they_stand() -> None:
     old = profile(links=(link("a", "b", 1.0), link("a", "c", 2.0), link("a", "a", 3.0)))
     new = profile(links=(link("b", "a", 4.0), link("a", "a", 5.0)))
-    assert [(m.between, m.bandwidth_bytes_s) for m in old.merged(new).links] == [
+    assert [(m.between, m.bandwidth_bytes_s) for m in merged(old, new).links] == [
         (("a", "c"), 2.0),
         (("b", "a"), 4.0),
         (("a", "a"), 5.0),
@@ -348,14 +340,14 @@ def test_links_are_replaced_whichever_way_round_they_stand() -> None:
 
 def test_what_is_kept_was_measured_up_to_its_own_batch_size() -> None:
     old, new = profile([device("a")], batch_size=32), profile([device("b")], batch_size=512)
-    assert old.merged(new).batch_size == new.merged(old).batch_size == 32
-    assert old.merged(profile([device("a")], batch_size=512)).batch_size == 512
+    assert merged(old, new).batch_size == merged(new, old).batch_size == 32
+    assert merged(old, profile([device("a")], batch_size=512)).batch_size == 512
 
 
 def test_profiles_of_different_things_are_not_merged() -> None:
     new = profile(precision="bf16", optimizer="adam")
     with pytest.raises(ProfileError, match="cannot be merged: precision: .*; optimizer: "):
-        profile().merged(new)
+        merged(profile(), new)
     assert differences(profile(), new) != []
 
 

@@ -14,7 +14,7 @@ from convoy.cost.fabric import all_reduce_flow
 from convoy.cost.profile import LayerProfile, Profile
 from convoy.cost.schedule import Collective, Compute
 from convoy.cost.simulate import simulate
-from convoy.cost.world import TRANSFER_CPU_S_PER_BYTE, World, world_of
+from convoy.cost.world import TRANSFER_CPU_S_PER_BYTE, Luck, World, world_of
 from convoy.errors import ProfileError
 
 from .profiles import all_reduce, device, link, profile
@@ -174,7 +174,7 @@ def measured(draw: st.DrawFn) -> Profile:
     seconds = sorted(a + b for a, b in zip(floor, excess, strict=True))
     rows = [tuple(draw(st.floats(0, 0.9)) * s for s in seconds) for _ in machines]
     return profile(
-        [device(name) for name in machines],
+        [device(name, cores=float(machines.count(name))) for name in machines],  # one each
         links=tuple(links),
         all_reduce=all_reduce(
             *(tuple(sorted(row)) for row in rows),
@@ -293,16 +293,25 @@ def test_steps_vary_as_measured_and_alike_for_a_seed() -> None:
     world = world_of(profile([one, device("b")], links=(link("a", "b"),)))
 
     def draw(seed: int) -> list[float]:
-        seconds = world.seconds((0, 1), random.Random(seed))
+        seconds = world.seconds((0, 1), world.luck((0, 1), seed))
         return [seconds(compute("forward", step=step)) / 0.0048 for step in range(200)]
 
     assert draw(1) == draw(1) != draw(2)
-    assert {round(factor, 6) for factor in draw(1)} == set(deciles)
+    mean = sum(deciles) / len(deciles)
+    assert {round(factor * mean, 6) for factor in draw(1)} == set(deciles)
+
+
+def test_few_draws_have_the_mean_of_many() -> None:
+    """Each decile comes once before any comes again, and what they are relative to is 1."""
+    luck = Luck([(0.5, 1.0, 1.5, 3.0), (0.9, 1.1)], random.Random(3))
+    for _ in range(3):
+        assert sum(luck.next(0) for _ in range(4)) == pytest.approx(4)
+    assert sum(luck.next(1) for _ in range(2)) == pytest.approx(2)
 
 
 def test_a_ranks_step_is_slow_or_fast_as_a_whole() -> None:
     world = world_of(profile([device(variation=(0.5, 1.0, 1.5, 2.0))]))
-    seconds = world.seconds((0,), random.Random(0))
+    seconds = world.seconds((0,), world.luck((0,), 0))
     factors = {
         round(seconds(compute(phase, step=step)) / world.seconds((0,))(compute(phase)), 6)
         for step in (0,)

@@ -308,8 +308,7 @@ def test_a_crew_that_changed_meanwhile_is_not_held_to_the_promise() -> None:
         times = [f(0, n) for f, n in zip(machines.seconds, machines.plan.shares, strict=True)]
         machines.balancer.take([summary(0, times)])
     machines.form(machines.balancer.corrected(machines.workers[:2]))  # one died meanwhile
-    (done,) = machines.done
-    assert (len(done.before), len(done.after)) == (3, 2)
+    assert not machines.done  # it was the loss that changed the shares
     assert machines.balancer._promise is None
 
 

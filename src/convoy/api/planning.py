@@ -14,10 +14,10 @@ from convoy.api.requests import (
     label_of,
     made_up,
 )
-from convoy.cluster import load_cluster
 from convoy.cost.layers import facts_of
-from convoy.cost.profile import Profile, checked
+from convoy.cost.profile import Profile
 from convoy.cost.profile import load as load_profile
+from convoy.cost.profile_fit import checked, merged
 from convoy.cost.world import world_of
 from convoy.errors import UsageError
 from convoy.planner import Task, rank_plans
@@ -26,9 +26,9 @@ from convoy.runtime.comparing import Comparison, compare_at
 from convoy.runtime.ingredients import build_network, open_data
 from convoy.runtime.json_lines import finite
 from convoy.runtime.observer import LogObserver, Observer
-from convoy.runtime.placement import places
+from convoy.runtime.placement import cluster_of, places
 from convoy.runtime.pool import pool
-from convoy.runtime.profiles import fitting
+from convoy.runtime.profiles import check_cores, fitting
 from convoy.runtime.run_folder import (
     check_vacant,
     write_text,
@@ -68,7 +68,7 @@ def measure(
     with places(job.settings, verbose=verbose) as found, pool() as processes:
         profile = survey(job, found, watching, processes)
     if before is not None:
-        profile = before.merged(profile)
+        profile = merged(before, profile)
     if out is not None:
         profile.save(Path(out))
     return profile
@@ -100,15 +100,16 @@ def plan(
         ProfileError: the profile is of something else; says of what.
         ConvoyError: see `convoy.errors`.
     """
+    taken = load_profile(Path(profile)) if isinstance(profile, str | Path) else profile
+    if taken is not None and dataset is None and "data" not in options:
+        dataset = made_up(taken.network.input, taken.network.classes)
     job = job_of(network, dataset, options)
     settings = job.settings
-    clustered = settings.cluster is not None and settings.cluster.endswith(".toml")
-    cluster = load_cluster(Path(settings.cluster)) if clustered and settings.cluster else None
-    if profile is not None:
-        source = "given" if isinstance(profile, Profile) else str(profile)
-        taken = profile if isinstance(profile, Profile) else load_profile(Path(profile))
-        if dataset is None and "data" not in options:
-            job = job_of(network, made_up(taken.network.input, taken.network.classes), options)
+    cluster = cluster_of(settings)
+    if taken is not None:
+        if cluster is not None:
+            check_cores(taken, cluster)
+        source = str(profile) if isinstance(profile, str | Path) else "given"
         taken = checked(taken, identity(job), source)
     else:
         watching = observer or LogObserver()
@@ -158,6 +159,8 @@ def compare(
     """
     if repeats < 1:
         raise UsageError(f"--repeats {repeats}: expected 1 or more")
+    if target_accuracy is not None and not (options.get("steps") or options.get("epochs")):
+        raise UsageError("--target-accuracy needs --epochs or --steps: how long may it take?")
     if target_accuracy is not None and not 0 < target_accuracy <= 1:
         raise UsageError(f"--target-accuracy {target_accuracy}: expected a part of 1, as 0.97")
     folder = Path(out) if out else Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"

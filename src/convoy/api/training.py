@@ -74,7 +74,7 @@ def train(
         network: a name (`convoy.networks.names()`), `package.module:function`, an nn.Module, or
             a function that builds one. One defined in a script or notebook travels by value.
         dataset: a name (`convoy.datasets.names()`), or a pair of torch data sets.
-        strategy: a name out of `convoy.strategies.STRATEGIES`.
+        strategy: a name out of `convoy.strategies.STRATEGIES`, or `auto`: see docs/planning.md.
         workers: local ranks.
         config: a TOML file of options; those given here win.
         resume: a run folder to go on with.

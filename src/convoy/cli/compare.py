@@ -12,6 +12,7 @@ from convoy import api
 from convoy.cli.console import console, plain, print_json, stdout_for
 from convoy.cli.entering import enter_lab
 from convoy.cli.strategy_options import with_strategy_options
+from convoy.cli.values import names_in
 from convoy.cli.watching import Watcher
 from convoy.runtime.comparing import Comparison
 
@@ -66,7 +67,7 @@ def compare(
     output = console(as_json=json)
     with stdout_for(as_json=json), Watcher(output) as watcher:
         comparison = api.compare(
-            strategies=strategies.split(",") if strategies else None,
+            strategies=names_in(strategies),
             observer=watcher,
             verbose=verbose,
             **options,
@@ -75,7 +76,8 @@ def compare(
         print_json(comparison.to_dict())
         return
     output.print(_table(comparison))
-    output.print(f"auto would take {plain(comparison.chosen)}")
+    if comparison.chosen is not None:
+        output.print(f"of these, auto would take {plain(comparison.chosen)}")
     output.print(f"everything is in {plain(str(comparison.folder))}", soft_wrap=True)
 
 

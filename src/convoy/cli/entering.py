@@ -7,9 +7,20 @@ import sys
 from pathlib import Path
 
 from convoy.cluster import load_cluster, parse_cluster
+from convoy.runtime.settings import read_config
 
 IN_A_LAB = "CONVOY_LAB"
 LABS = Path("/run/convoy-lab")
+
+
+def cluster_named(cluster: str | None, config: Path | None, resume: Path | None) -> str | None:
+    """The cluster that a command is for: as its flag says, its config file, the resumed run."""
+    told = cluster
+    if told is None and config is not None and config.is_file():
+        told = read_config(config).get("cluster")
+    if told is None and resume is not None and (resume / "run.toml").is_file():
+        told = read_config(resume / "run.toml").get("cluster")
+    return told
 
 
 def enter_lab(cluster: str | None) -> None:

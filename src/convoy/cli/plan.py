@@ -12,6 +12,7 @@ from convoy import api
 from convoy.cli.console import console, plain, print_json, stdout_for
 from convoy.cli.entering import enter_lab
 from convoy.cli.strategy_options import with_strategy_options
+from convoy.cli.values import names_in
 from convoy.cli.watching import Watcher
 from convoy.report.plans import PlanReport
 
@@ -63,7 +64,6 @@ def plan(
         **strategy_options,
     }
     options = {name: value for name, value in given.items() if value is not None}
-    names = strategies.split(",") if strategies else None
     if profile is None:
         enter_lab(cluster)
     output = console(as_json=json)
@@ -71,13 +71,15 @@ def plan(
         report = api.plan(
             network,
             profile=profile,
-            strategies=names,
+            strategies=names_in(strategies),
             observer=watcher,
             verbose=verbose,
             **options,
         )
     if picture is not None:
-        report.draw(picture)
+        from convoy.report.step_picture import draw_step  # matplotlib takes its time
+
+        draw_step(report, picture)
     if json:
         print_json(report.to_dict())
         return

@@ -10,7 +10,7 @@ from typer import Option
 
 from convoy import api
 from convoy.cli.console import console, print_json, stdout_for
-from convoy.cli.entering import enter_lab
+from convoy.cli.entering import cluster_named, enter_lab
 from convoy.cli.strategy_options import with_strategy_options
 from convoy.cli.watching import Watcher, show_result
 from convoy.networks import names as network_names
@@ -140,7 +140,7 @@ def train(
     options = {name: value for name, value in options.items() if value is not None}
     if "data" in options:
         options["dataset"] = options.pop("data")
-    enter_lab(cluster)
+    enter_lab(cluster_named(cluster, config, resume))
     output = console(as_json=json)
     output.quiet = os.environ.get("RANK", "0") != "0"
     with stdout_for(as_json=json), Watcher(output) as watcher:

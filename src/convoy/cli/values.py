@@ -16,3 +16,8 @@ def image_shape(option: str, text: str | None) -> tuple[int, int, int] | None:
         raise UsageError(f"{option} {text}: expected channels x height x width, as 3x224x224")
     channels, height, width = map(int, found.groups())
     return channels, height, width
+
+
+def names_in(text: str | None) -> list[str] | None:
+    """The names in "single, data"; None where nothing is said."""
+    return [name.strip() for name in text.split(",")] if text else None

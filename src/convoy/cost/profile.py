@@ -17,7 +17,7 @@ import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,6 @@ from convoy.errors import ProfileError
 
 VERSION = 1
 STEADY = (1.0,)
-FURTHEST = 4
-"""How many times larger than those measured a batch may be, to be foreseen from them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,33 +184,6 @@ class Profile:
                 beside.unlink(missing_ok=True)
             raise ProfileError(f"cannot write the profile {path}: {error.strerror}") from None
 
-    def merged(self, newer: Profile) -> Profile:
-        """This profile with what `newer` measured put in its place, or added.
-
-        Of several devices at one place the first newer one takes the place of the first here, and
-        so on. The devices of the all-reduces stay, or become, the first.
-
-        Raises:
-            ProfileError: the two were taken of different networks, precisions or versions.
-        """
-        reasons = differences(self, newer)
-        if reasons:
-            raise ProfileError(f"the two profiles cannot be merged: {'; '.join(reasons)}")
-        fresh = dict(zip(_places(newer.devices), newer.devices, strict=True))
-        known = dict(zip(_places(self.devices), self.devices, strict=True))
-        kept = [place for place in known if place not in fresh]
-        order = [*fresh, *kept] if newer.all_reduce or not kept else {**known, **fresh}
-        pairs = {frozenset(link.between) for link in newer.links}
-        links = tuple(link for link in self.links if frozenset(link.between) not in pairs)
-        whole = not kept  # an all-reduce stands for the devices that took part in it
-        return replace(
-            newer,
-            devices=tuple(fresh.get(place) or known[place] for place in order),
-            links=(*links, *newer.links),
-            all_reduce=newer.all_reduce if whole else newer.all_reduce or self.all_reduce,
-            batch_size=newer.batch_size if whole else min(self.batch_size, newer.batch_size),
-        )
-
 
 def to_json(profile: Profile) -> str:
     """The profile as its file has it: figures to five digits, lists of numbers on one line."""
@@ -255,63 +226,7 @@ def load(path: Path) -> Profile:
         raise ProfileError(f"{path}: {error}") from None
 
 
-def differences(profile: Profile, wanted: Profile) -> list[str]:
-    """Why `profile` does not stand for what `wanted` was, or is to be, taken of; [] if it does.
-
-    Of `wanted` only what identifies it is looked at, so one without times will do.
-    """
-    reasons = []
-    for what, had, want in (
-        ("network", profile.network.name, wanted.network.name),
-        ("images", list(profile.network.input), list(wanted.network.input)),
-        ("classes", profile.network.classes, wanted.network.classes),
-        ("precision", profile.precision, wanted.precision),
-        ("optimizer", profile.optimizer, wanted.optimizer),
-        *((f"version of {n}", profile.versions.get(n), v) for n, v in wanted.versions.items()),
-    ):
-        if had != want:
-            reasons.append(f"{what}: taken with {had}, wanted is {want}")
-    if not reasons and profile.network.fingerprint != wanted.network.fingerprint:
-        reasons.append(f"network {wanted.network.name}: its layers have changed")
-    return reasons
-
-
-def misfits(profile: Profile, wanted: Profile) -> list[str]:
-    """As `differences`, and whether every device of `wanted` was measured as it is now."""
-    reasons = differences(profile, wanted)
-    if profile.batch_size * FURTHEST < wanted.batch_size:
-        reasons.append(
-            f"batch size: taken up to {profile.batch_size} samples, wanted are {wanted.batch_size}"
-        )
-    measured = dict(zip(_places(profile.devices), profile.devices, strict=True))
-    for place, want in zip(_places(wanted.devices), wanted.devices, strict=True):
-        name = f"{want.machine} ({want.device})" + (f" number {place[2]}" if place[2] > 1 else "")
-        if place not in measured:
-            reasons.append(f"{name} was not measured")
-            continue
-        for what in ("hardware", "cores", "threads"):
-            had, now = getattr(measured[place], what), getattr(want, what)
-            if had != now:
-                reasons.append(f"{name}, {what}: taken on {had}, now it is {now}")
-    return reasons
-
-
-def checked(profile: Profile, wanted: Profile, source: str) -> Profile:
-    """`profile`, if it stands for `wanted`.
-
-    Raises:
-        ProfileError: it does not; says why.
-    """
-    reasons = misfits(profile, wanted)
-    if reasons:
-        raise ProfileError(
-            f"the profile {source} does not fit: {'; '.join(reasons)}. Measure again: convoy "
-            "measure"
-        )
-    return profile
-
-
-def _places(devices: Sequence[DeviceProfile]) -> list[tuple[str, str, int]]:
+def places_of(devices: Sequence[DeviceProfile]) -> list[tuple[str, str, int]]:
     """Of each its machine, its name there, and which of the ranks on that it is, from 1."""
     found: list[tuple[str, str, int]] = []
     for device in devices:

@@ -99,6 +99,27 @@ class Overhead:
         return self.factor * max(0.0, self.measured(payload_bytes) - way)
 
 
+class Luck:
+    """Factors by which ranks' steps turn out slower or faster.
+
+    Of each rank, all deciles come in a random order before any comes again: few draws then have
+    the mean that many have. Factors are relative to that mean.
+    """
+
+    def __init__(self, variations: Sequence[Sequence[float]], rng: random.Random) -> None:
+        self._variations = [[v / (sum(of) / len(of)) for v in of] for of in variations]
+        self._rng = rng
+        self._decks: list[list[float]] = [[] for _ in variations]
+
+    def next(self, rank: int) -> float:
+        """The factor of `rank`'s next step."""
+        deck = self._decks[rank]
+        if not deck:
+            deck.extend(self._variations[rank])
+            self._rng.shuffle(deck)
+        return deck.pop()
+
+
 @dataclass(frozen=True, kw_only=True)
 class World:
     """Everything that could take part."""
@@ -143,12 +164,19 @@ class World:
             cpu=tuple(self.collective_cpu(pick, count) for pick in picks),
         )
 
-    def seconds(
-        self, picks: Sequence[int], rng: random.Random | None = None
-    ) -> Callable[[Compute], float]:
-        """What a Compute takes on the picked devices; with `rng`, as it may turn out.
+    def select(self, measured_as: Sequence[int]) -> World:
+        """The world with these of the profile's devices only, in this order."""
+        by_position = {device.measured_as: device for device in self.devices}
+        return replace(self, devices=tuple(by_position[i] for i in measured_as))
 
-        A device's whole step is faster or slower by one factor, drawn from its measured deciles.
+    def luck(self, picks: Sequence[int], seed: int) -> Luck:
+        """How steps of the picked devices may turn out, the same for the same seed."""
+        return Luck([self.devices[pick].profile.variation for pick in picks], random.Random(seed))
+
+    def seconds(self, picks: Sequence[int], luck: Luck | None = None) -> Callable[[Compute], float]:
+        """What a Compute takes on the picked devices; with `luck`, as it may turn out.
+
+        A device's whole step is faster or slower by one factor, one of its measured deciles.
         """
         devices = [self.devices[pick] for pick in picks]
         ease = [self._ease(pick, len(picks)) for pick in picks]
@@ -156,11 +184,11 @@ class World:
 
         def of(compute: Compute) -> float:
             seconds = devices[compute.rank].seconds(compute) * ease[compute.rank]
-            if rng is None:
+            if luck is None:
                 return seconds
             key = (compute.rank, compute.step)
             if key not in drawn:
-                drawn[key] = rng.choice(devices[compute.rank].profile.variation)
+                drawn[key] = luck.next(compute.rank)
             return seconds * drawn[key]
 
         return of
@@ -196,10 +224,12 @@ class World:
         """
         device = self.devices[pick]
         profile = device.profile
-        spare = profile.cores - profile.threads >= 1 or profile.device.startswith("cuda")
+        neighbours = [d.profile.threads for d in self.devices if d.host == device.host]
+        spare = profile.cores - sum(neighbours) >= 1 or profile.device.startswith("cuda")
         if count < 2 or spare:
             return Curve((1,), (0.0,))
-        part = (count - 1) / count / (min(1.0, profile.cores) * device.speed)
+        own_cores = min(1.0, profile.cores / len(neighbours))
+        part = (count - 1) / count / (own_cores * device.speed)
         measured = self.all_reduce
         if self.num_measured == 1 or measured is None or device.measured_as >= self.num_measured:
             return Curve((1, 2**30), (0.0, 2**30 * TRANSFER_CPU_S_PER_BYTE)).scaled(2 * part)

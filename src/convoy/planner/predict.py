@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -91,9 +90,9 @@ def predict(
     schedules = [strategy.schedule(plan, first + i) for i in range(count)]
     whole = in_a_row(schedules)
     times = []
-    rng = random.Random(seed)
+    luck = world.luck(picks, seed) if draws else None
     for _ in range(max(1, draws)):
-        seconds = world.seconds(picks, rng if draws else None)
+        seconds = world.seconds(picks, luck)
         times.append(simulate(whole, seconds, fabric).step_s / count)
     memory = tuple(
         peak_bytes(
@@ -154,14 +153,15 @@ def problem_of(world: World, task: Task, strategy: Strategy, picks: Sequence[int
 
 
 def _too_large(world: World, picks: Sequence[int], memory: Sequence[int]) -> str:
-    needed: dict[tuple[int, str], int] = {}
+    on_host: dict[int, int] = {}
     for pick, size in zip(picks, memory, strict=True):
         device = world.devices[pick]
-        key = (device.host, device.device)
-        needed[key] = needed.get(key, 0) + size
-    for pick in picks:
+        if device.device == "cpu":  # every GPU has a memory of its own
+            on_host[device.host] = on_host.get(device.host, 0) + size
+    for pick, size in zip(picks, memory, strict=True):
         device = world.devices[pick]
-        has, wants = device.profile.memory_bytes, needed[device.host, device.device]
+        has = device.profile.memory_bytes
+        wants = on_host[device.host] if device.device == "cpu" else size
         if wants > has:
             return (
                 f"{device.machine} ({device.device}) has {has / 2**30:.1f} GiB of memory, and "

@@ -27,12 +27,13 @@ from convoy.runtime.interrupt import Interrupt
 from convoy.runtime.json_lines import read_lines
 from convoy.runtime.observer import Observer
 from convoy.runtime.placement import Place, places
-from convoy.runtime.pool import Pool, pool
+from convoy.runtime.pool import pool
 from convoy.runtime.preparation import prepare
-from convoy.runtime.profiles import fitting
+from convoy.runtime.profiles import fitting, positions
 from convoy.runtime.records import StepSummary, read_steps
 from convoy.runtime.results import WARM_UP_STEPS, RunResult
 from convoy.runtime.run import run_at
+from convoy.runtime.settings import TrainSettings
 from convoy.strategies import candidates
 from convoy.strategies.shares import cut
 
@@ -65,8 +66,8 @@ class Comparison:
     target_accuracy: float | None
     runs: list[dict[str, Any]]
     """One row for each way, over all of its repeats."""
-    chosen: str
-    """The label of the way that `auto` would take."""
+    chosen: str | None
+    """The label of the way that `auto` would take if these were all; None if it takes none."""
     folder: Path
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,18 +106,15 @@ def compare_at(
         optimizer=settings.optimizer,
         element_bytes=8 if settings.precision == "fp64" else 4,
     )
-    with (
-        Interrupt() as interrupt,
-        places(settings, verbose=verbose) as found,
-        pool() as processes,
-    ):
+    with places(settings, verbose=verbose) as found, pool() as processes:
         profile = fitting(job, found, observer, processes, given=settings.profile)
-        world = world_of(profile)
+        world = world_of(profile).select(positions(profile, found))
         settled = replace(job, settings=replace(settings, memory_format=profile.memory_format))
         ranking = rank_plans(world, task, candidates(settings.strategy_options, names))
         ways = _ways(
             world, task, [ranking.best, *ranking.predictions], equal=equal, each_single=each_single
         )
+        _check_steps(settings, ways)
         results: dict[str, list[tuple[RunResult, float]]] = {way.label: [] for way in ways}
         for repeat in range(repeats):
             turn = repeat % len(ways)
@@ -124,8 +122,11 @@ def compare_at(
                 observer.say(f"{repeat + 1} of {repeats}: {way.label}")
                 folder = out / f"{way.label.replace(' ', '-')}-{repeat + 1}"
                 decision = _decision(settled, way, found, ranking, folder)
-                result = _run(decision, processes, interrupt, observer)
-                results[way.label].append((result, measured_step_s(result, way.prediction)))
+                preparation = prepare(decision.job, observer)
+                with Interrupt() as interrupt:
+                    result = run_at(preparation, decision, processes, interrupt, observer)
+                step_s = measured_step_s(result.folder, _period(way), task.batch_size)
+                results[way.label].append((result, step_s))
     rows = [_row(world, way, results[way.label], target_accuracy) for way in ways]
     return Comparison(
         network=settings.network,
@@ -134,9 +135,26 @@ def compare_at(
         repeats=repeats,
         target_accuracy=target_accuracy,
         runs=sorted(rows, key=lambda row: row["measured_step_s"]),
-        chosen=ways[0].label,
+        chosen=ways[0].label if ways[0].prediction.strategy.exact else None,
         folder=out,
     )
+
+
+def _check_steps(settings: TrainSettings, ways: Sequence[Way]) -> None:
+    """Refuse runs so short that nothing is left to be timed."""
+    for way in ways:
+        least = WARM_UP_STEPS + _period(way)
+        if settings.steps is not None and settings.steps < least:
+            raise UsageError(
+                f"--steps {settings.steps}: {way.label} needs {least} or more, since the first "
+                f"{WARM_UP_STEPS} are not counted"
+            )
+
+
+def _period(way: Way) -> int:
+    """Steps after which the next are alike."""
+    assert way.prediction.plan is not None
+    return way.prediction.strategy.period(way.prediction.plan)[1]
 
 
 def steps_of(prediction: Prediction) -> int:
@@ -147,17 +165,15 @@ def steps_of(prediction: Prediction) -> int:
     return WARM_UP_STEPS + -(-wanted // period) * period
 
 
-def measured_step_s(result: RunResult, prediction: Prediction) -> float:
+def measured_step_s(folder: Path, period: int, batch_size: int) -> float:
     """What a step took, over full batches after warm-up; of the rank that took longest.
 
     Steps are taken in groups as long as the strategy's period (of `averaging`, up to an average),
     and the mean is over groups, a tenth left out at either end.
     """
-    assert prediction.plan is not None
-    period = prediction.strategy.period(prediction.plan)[1]
-    steps = [s for s in read_steps(result.folder / "steps.jsonl") if s.step >= WARM_UP_STEPS]
+    steps = [s for s in read_steps(folder / "steps.jsonl") if s.step >= WARM_UP_STEPS]
     groups = [steps[i : i + period] for i in range(0, len(steps) - period + 1, period)]
-    full = [g for g in groups if all(s.samples == result.batch_size for s in g)] or [steps]
+    full = [g for g in groups if all(s.samples == batch_size for s in g)] or [steps]
     times = sorted(_of_slowest(group) for group in full)
     out = int(TRIMMED * len(times))
     return statistics.fmean(times[out : len(times) - out])
@@ -212,6 +228,7 @@ def _decision(
         job.settings,
         out=folder,
         strategy=way.prediction.strategy.name,
+        profile=None,
         rebalance=False,  # what was predicted is to be seen
     )
     if settings.steps is None and settings.epochs is None:
@@ -225,13 +242,6 @@ def _decision(
         taking_part=way.prediction.picks,
         prediction=way.prediction,
     )
-
-
-def _run(
-    decision: Decision, processes: Pool, interrupt: Interrupt, observer: Observer
-) -> RunResult:
-    preparation = prepare(decision.job, observer)
-    return run_at(preparation, decision, processes, interrupt, observer)
 
 
 def _row(

@@ -14,8 +14,8 @@ from convoy.runtime.formation import Job
 from convoy.runtime.observer import Observer
 from convoy.runtime.placement import Place
 from convoy.runtime.pool import Pool
-from convoy.runtime.profiles import fitting
-from convoy.strategies import STRATEGIES, candidates
+from convoy.runtime.profiles import fitting, positions
+from convoy.strategies import STRATEGIES, candidates, options_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,14 @@ def decide(
     settings = job.settings
     if len(places) == 1:
         alone = next(s for s in candidates({}) if not s.uses_several)
-        return Decision(job=replace(job, strategy=alone), places=tuple(places), taking_part=(0,))
+        settled = replace(settings, strategy=alone.name, strategy_options={}, profile=None)
+        return Decision(
+            job=replace(job, strategy=alone, settings=settled),
+            places=tuple(places),
+            taking_part=(0,),
+        )
     profile = fitting(job, places, observer, pool, given=given)
-    world = world_of(profile)
+    world = world_of(profile).select(positions(profile, places))
     task = Task(
         network=facts_of(network, image_shape),
         batch_size=settings.batch_size,
@@ -69,7 +74,13 @@ def decide(
         job=replace(
             job,
             strategy=chosen.strategy,
-            settings=replace(settings, memory_format=profile.memory_format),
+            settings=replace(
+                settings,
+                strategy=chosen.strategy.name,
+                strategy_options=options_of(chosen.strategy, settings.strategy_options),
+                profile=None,
+                memory_format=profile.memory_format,
+            ),
         ),
         places=informed(places, ranking, chosen),
         taking_part=chosen.picks,

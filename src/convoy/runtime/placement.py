@@ -70,6 +70,14 @@ def places(settings: TrainSettings, *, verbose: bool = False) -> Iterator[list[P
         yield _with_shares(_find(settings, verbose=verbose), settings)
 
 
+def cluster_of(settings: TrainSettings) -> Cluster | None:
+    """The cluster file's content, where --cluster names a file."""
+    named = settings.cluster
+    if named is None or named == "ray" or named.startswith("ray://"):
+        return None
+    return load_cluster(Path(named))
+
+
 def _find(settings: TrainSettings, *, verbose: bool) -> list[Place]:
     if settings.cluster is None:
         return _local(settings.workers, verbose=verbose)

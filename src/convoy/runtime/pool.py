@@ -19,27 +19,31 @@ from convoy.runtime.placement import Place
 
 
 class Pool:
-    """Idle members, by place."""
+    """Idle members, by place and the cores that Ray keeps for them."""
 
     def __init__(self) -> None:
-        self._idle: dict[int, list[Any]] = defaultdict(list)
+        self._idle: dict[tuple[int, int], list[Any]] = defaultdict(list)
+        self._cores: dict[Any, int] = {}
 
     def take(self, place: Place, num_threads: int) -> Any:
         """A member at `place`: one that is idle, or a new one."""
-        if self._idle[place.index]:
-            return self._idle[place.index].pop()
+        cores = num_threads if place.shared else 0
+        if self._idle[place.index, cores]:
+            return self._idle[place.index, cores].pop()
         options: dict[str, Any] = {
             "max_concurrency": MAX_CONCURRENCY,
             "num_gpus": 1 if place.device.startswith("cuda") else 0,
-            "num_cpus": num_threads if place.shared else 0,
+            "num_cpus": cores,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(place.node_id, soft=False),
         }
         berth = Berth(address=place.address, device=place.device)
-        return ray.remote(Member).options(**options).remote(berth)
+        member = ray.remote(Member).options(**options).remote(berth)
+        self._cores[member] = cores
+        return member
 
     def give_back(self, place: Place, member: Any) -> None:
         """`member` has nothing to do any more."""
-        self._idle[place.index].append(member)
+        self._idle[place.index, self._cores[member]].append(member)
 
     def end(self) -> None:
         """Let the idle ones go."""

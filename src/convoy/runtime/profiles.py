@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,12 +12,15 @@ from typing import Any
 
 import pooch
 
-from convoy.cost.profile import DeviceProfile, Profile, checked, load, misfits
+from convoy.cluster import Cluster
+from convoy.cost.profile import DeviceProfile, Profile, load
+from convoy.cost.profile_fit import checked, misfits
 from convoy.errors import ProfileError
 from convoy.runtime.formation import Job
 from convoy.runtime.observer import Observer
-from convoy.runtime.placement import Place, threads_at
+from convoy.runtime.placement import Place, cluster_of, threads_at
 from convoy.runtime.pool import Pool
+from convoy.runtime.settings import TrainSettings
 from convoy.runtime.survey import describe, identity, survey
 
 
@@ -35,9 +39,8 @@ def fitting(
     about = describe(places, pool)
     wanted = wanted_profile(job, places, about)
     if given is not None:
-        profile = checked(load(given), wanted, str(given))
-        return _of_places(profile, places)
-    kept = cache_path(wanted)
+        return checked(load(given), wanted, str(given))
+    kept = cache_path(wanted, links_of(job.settings))
     if kept.is_file():
         try:
             profile = load(kept)
@@ -46,7 +49,7 @@ def fitting(
             reasons = [str(error)]
         if not reasons:
             observer.say(f"planning with the profile of {profile.created} in {kept}")
-            return _of_places(profile, places)
+            return profile
         observer.say(f"{kept} no longer fits: {'; '.join(reasons)}")
     profile = survey(job, places, observer, pool)
     profile.save(kept)
@@ -76,28 +79,43 @@ def wanted_profile(job: Job, places: Sequence[Place], about: Sequence[dict[str, 
     )
 
 
-def cache_path(wanted: Profile) -> Path:
-    """Where the profile for these machines and this network is kept."""
+def check_cores(profile: Profile, cluster: Cluster) -> None:
+    """Raise ProfileError if a machine of `cluster` has other cores than it was measured with."""
+    for machine in cluster.real_machines:
+        for device in profile.devices:
+            if device.machine == machine.name and device.cores != machine.cpus:
+                raise ProfileError(
+                    f"{machine.name} was measured with {device.cores:g} cores, and the cluster "
+                    f"file gives it {machine.cpus:g}. Measure again: convoy measure"
+                )
+
+
+def links_of(settings: TrainSettings) -> str:
+    """What the cluster file says of links: with others, what was measured is of no use."""
+    cluster = cluster_of(settings)
+    if cluster is None:
+        return settings.cluster or ""
+    names = [machine.name for machine in cluster.real_machines]
+    return repr([cluster.link(a, b) for a, b in itertools.combinations(names, 2)])
+
+
+def cache_path(wanted: Profile, links: str = "") -> Path:
+    """Where the profile for these machines, links and network is kept."""
     what = [wanted.network, wanted.precision, wanted.optimizer, wanted.memory_format]
     where = [(d.machine, d.device, d.cores, d.threads) for d in wanted.devices]
-    digest = hashlib.sha256(repr((what, where)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(repr((what, where, links)).encode()).hexdigest()[:12]
     name = re.sub(r"[^a-zA-Z0-9.-]+", "-", wanted.network.name).strip("-")[:40]
     return Path(pooch.os_cache("convoy")) / "profiles" / f"{name}-{digest}.json"
 
 
-def _of_places(profile: Profile, places: Sequence[Place]) -> Profile:
-    """The profile with its devices in the order of the places, and no others."""
+def positions(profile: Profile, places: Sequence[Place]) -> list[int]:
+    """Where in the profile each place's device is."""
     left = list(enumerate(profile.devices))
-    order = []
+    found = []
     for place in places:
-        found = next(
+        here = next(
             (i, d) for i, d in left if (d.machine, d.device) == (place.machine, place.device)
         )
-        left.remove(found)
-        order.append(found)
-    devices = tuple(device for _, device in order)
-    measured = profile.all_reduce
-    if measured is not None and len(order) == len(profile.devices):
-        cpu_s = tuple(measured.cpu_s[i] for i, _ in order)
-        measured = replace(measured, cpu_s=cpu_s)
-    return replace(profile, devices=devices, all_reduce=measured)
+        left.remove(here)
+        found.append(here[0])
+    return found

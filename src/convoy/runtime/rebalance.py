@@ -103,7 +103,8 @@ class Balancer:
     def begin(self, plan: Plan, generation: int, step: int) -> Rebalancing | None:
         """A crew has formed and goes on from `step`; if that is since `asks`, what it changed."""
         done = None
-        if self.asks and self._plan is not None:
+        same = self._plan is not None and len(self._plan.shares) == len(plan.shares)
+        if self.asks and same and self._plan is not None:  # and nobody was lost meanwhile
             done = Rebalancing(
                 step=step, before=self._plan.shares, after=plan.shares, reason=self._reason
             )

@@ -36,14 +36,11 @@ def run_with_crew(job: Job, observer: Observer, *, verbose: bool = False) -> res
     """
     preparation = prepare(job, observer)
     settings = preparation.settings
-    with (
-        Interrupt() as interrupt,
-        places(settings, verbose=verbose) as found,
-        pool() as processes,
-    ):
+    with places(settings, verbose=verbose) as found, pool() as processes:
         preparation.timeline.mark("ray")
         decision = _decide(preparation, found, observer, processes)
-        return run_at(preparation, decision, processes, interrupt, observer)
+        with Interrupt() as interrupt:  # from here on there is something to keep
+            return run_at(preparation, decision, processes, interrupt, observer)
 
 
 def run_at(

@@ -50,7 +50,7 @@ class TrainSettings:
     profile: Path | None = None
     """For `auto`: a profile to plan with; without it one from the cache, or measured."""
     shares: tuple[float, ...] | None = None
-    """Proportions of the batch by rank; without it by the machines' cores and speed."""
+    """Proportions of the batch by rank; without it by what was measured, or by cores."""
     rebalance: bool = True
     """Whether shares follow machines that become slower or faster; not those given by `shares`."""
     batch_size: int = 64
@@ -116,6 +116,10 @@ class TrainSettings:
         if self.workers is not None and self.cluster is not None:
             raise UsageError(
                 "--workers is for this machine alone and --cluster for several: give one of them"
+            )
+        if self.profile is not None and (self.strategy != AUTO or self.shares is not None):
+            raise UsageError(
+                "--profile is what --strategy auto plans with, without --shares: leave one out"
             )
         if self.shares is not None and not all(0 < s < math.inf for s in self.shares):
             raise UsageError(

@@ -17,7 +17,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +26,7 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayTaskError
 
+from convoy.comm import PeerLostError
 from convoy.cost.layers import fingerprint, layers_of
 from convoy.cost.profile import (
     AllReduceProfile,
@@ -47,6 +48,7 @@ from convoy.version import __version__
 
 STEPS_S, ALONE_S, LAYERS_S, FILTERS_S = 8.0, 0.6, 1.5, 1.5
 ALONE_ROUNDS = 3
+PATIENCE_S = 15.0
 POLL_S = 0.2
 """As the crew's: how often members are asked for news."""
 ANSWER_TIMEOUT_S = 300.0
@@ -156,7 +158,11 @@ class _Party:
         self.job = ray.put(job)
         self._pool = pool
         self._members = [pool.take(p, t) for p, t in zip(places, self.threads, strict=True)]
-        self.ask("arrive", [(threads,) for threads in self.threads], START_TIMEOUT_S)
+        try:
+            self.ask("arrive", [(threads,) for threads in self.threads], START_TIMEOUT_S)
+        except BaseException:
+            self.end()
+            raise
 
     def ask(
         self,
@@ -181,7 +187,7 @@ class _Party:
             done, _ = ray.wait(list(pending), num_returns=1, timeout=POLL_S)
             for answer in done:
                 rank = pending.pop(answer)
-                found[rank] = self._answer(rank, answer)
+                found[rank] = self._answer(rank, answer, pending)
             if pending and time.monotonic() > deadline:
                 silent = ", ".join(self._where(rank) for rank in pending.values())
                 raise CrewError(
@@ -191,10 +197,18 @@ class _Party:
                 ray.get([member.poll.remote(0) for member in self._members], timeout=POLL_S)
         return [found[rank] for rank in asked]
 
-    def _answer(self, rank: int, answer: Any) -> Any:
+    def _answer(self, rank: int, answer: Any, pending: Mapping[Any, int]) -> Any:
         try:
             return ray.get(answer)
         except RayTaskError as error:
+            if isinstance(error.cause, PeerLostError):
+                # Who is left hears of a death before Ray tells whose it was.
+                for other in ray.wait(list(pending), num_returns=1, timeout=PATIENCE_S)[0]:
+                    self._answer(pending[other], other, {})
+                raise CrewError(
+                    f"{self._where(rank)} lost touch with another machine while links were "
+                    "measured. `convoy doctor` tells whether they reach each other"
+                ) from None
             raise foreign_error(error, self._where(rank)) from None
         except GONE:
             raise CrewError(

@@ -37,6 +37,7 @@ __all__ = [
     "Worker",
     "candidates",
     "make_strategy",
+    "options_of",
 ]
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -60,10 +61,18 @@ def candidates(
         UsageError: an option that none of them has.
     """
     names = list(names)
+    for name in names:
+        if name not in STRATEGIES:
+            raise UnknownNameError("strategy", name, STRATEGIES)
+    every = {f: s.name for s in STRATEGIES.values() for f in _fields(s)}
     for option in options:
-        owners = [name for name in names if option in _fields(STRATEGIES[name])]
-        if not owners:
-            make_strategy(names[0], {option: options[option]})  # says whose it is
+        if option not in every:
+            raise UsageError(describe_unknown("strategy option", option, every))
+        if not any(option in _fields(STRATEGIES[name]) for name in names):
+            raise UsageError(
+                f"--{option.replace('_', '-')} belongs to --strategy {every[option]}, and the "
+                f"choice is among {', '.join(names)}: name that strategy, or leave the option out"
+            )
     return [
         make_strategy(name, {o: v for o, v in options.items() if o in _fields(STRATEGIES[name])})
         for name in names
@@ -93,6 +102,11 @@ def make_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
             f"{flag} belongs to --strategy {' or '.join(owners)}; {name!r} does not have it"
         )
     return strategy(**options)
+
+
+def options_of(strategy: Strategy, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that the strategy has."""
+    return {name: value for name, value in options.items() if name in _fields(type(strategy))}
 
 
 def _fields(strategy: type[Strategy]) -> set[str]:
