@@ -57,7 +57,7 @@ if __name__ == "__main__":
         comparison = convoy.compare(
             NETWORK,
             **{"data": DATA, "repeats": 2, "equal": True, "each_single": True, "out": "compared"},
-            **{"target_accuracy": 0.01, "lr": 0.01, "observer": watch, **OPTIONS},
+            **{"target_accuracy": 0.01, "steps": 16, "lr": 0.01, "observer": watch, **OPTIONS},
         )
     assert result is not None
     answer = {
