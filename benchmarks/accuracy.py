@@ -46,7 +46,7 @@ def main() -> None:
                 "sent kB/step": result["sent_bytes_per_step"] / 1e3,
             }
         )
-    write("accuracy", rows, about="`data` over 2 workers of one machine.")
+    write("accuracy", rows, about="`data` over 2 workers of one machine. Speeds are by the way: other work ran beside.")
 
 
 if __name__ == "__main__":
