@@ -17,6 +17,8 @@ CASES = {
     + ["--weight-decay", "0.004"],
 }
 
+ABOUT = "`data` over 2 workers of one machine. Speeds are by the way: other work ran beside."
+
 
 def main() -> None:
     """Train each and tabulate."""
@@ -46,7 +48,7 @@ def main() -> None:
                 "sent kB/step": result["sent_bytes_per_step"] / 1e3,
             }
         )
-    write("accuracy", rows, about="`data` over 2 workers of one machine. Speeds are by the way: other work ran beside.")
+    write("accuracy", rows, about=ABOUT)
 
 
 if __name__ == "__main__":
