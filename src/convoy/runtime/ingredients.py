@@ -73,8 +73,19 @@ def _seeded(seed: int) -> Iterator[None]:
             numpy.random.set_state(states[1])
 
 
+def seed_torch(seed: int) -> None:
+    """Seed torch's generators that are in use.
+
+    `torch.manual_seed` takes a trace of the stack for every kind of accelerator that is not: over
+    a millisecond, at every step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 def seed_all(seed: int) -> None:
     """Seed what a user's data set may draw from."""
-    torch.manual_seed(seed)
+    seed_torch(seed)
     random.seed(seed)
     numpy.random.seed(seed % 2**32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 PHASES = ("load", "forward", "backward", "update")
 TRIMMED = 0.1
@@ -29,18 +29,37 @@ def deciles(by_size: Sequence[Sequence[dict[str, float]]]) -> tuple[float, ...]:
     return tuple(cuts[::2])
 
 
+def levelled(rounds: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """Seconds by batch size, from rounds in each of which all sizes were timed.
+
+    A machine is faster in one round than in another (who shares it, heat). Each round's times are
+    therefore put on the level of all before sizes are averaged, a tenth left out at either end:
+    so that a slow moment makes no size look slower than its neighbours.
+    """
+    sizes = list(rounds[0])
+    middle = {size: statistics.median(r[size] for r in rounds) for size in sizes}
+    levels = [statistics.median(r[size] / middle[size] for size in sizes) for r in rounds]
+    mean_level = statistics.fmean(levels)
+    found = {}
+    for size in sizes:
+        times = sorted(r[size] / level for r, level in zip(rounds, levels, strict=True))
+        out = int(TRIMMED * len(times))
+        found[size] = statistics.fmean(times[out : len(times) - out]) * mean_level
+    return found
+
+
 def smoothed(
-    samples: Sequence[int], differences: Sequence[float], *, per_sample: bool
+    differences: Mapping[int, float], samples: Sequence[int], *, per_sample: bool
 ) -> tuple[float, ...]:
-    """What being a replica costs at each batch size, out of differences that are mostly noise.
+    """What being a replica costs at `samples`, out of differences that are mostly noise.
 
     A replica's hooks cost the same whatever the batch, and small batches show how much, since
     their times scatter least. What it costs per sample, if anything, the large ones show.
     """
-    half = (len(samples) + 1) // 2
-    fixed = max(0.0, statistics.median(differences[:half]))
+    half = (len(differences) + 1) // 2
+    fixed = max(0.0, statistics.median(list(differences.values())[:half]))
     rate = 0.0
     if per_sample:
-        pairs = list(zip(samples, differences, strict=True))[-3:]
+        pairs = list(differences.items())[-3:]
         rate = max(0.0, statistics.median((d - fixed) / n for n, d in pairs))
     return tuple(fixed + rate * n for n in samples)

@@ -1,6 +1,6 @@
 """Measures machines, links and a network: what `convoy measure` does.
 
-    all devices at once     steps at many batch sizes              8 s
+    all devices at once     steps at several batch sizes          10 s
     all at once             layers, parts of convolutions          3 s
     all, then each alone    steps of one size, three times         2 s, and 2 s each
     pairs, then all         links, all-reduces                     1 s a pair, and 3 s
@@ -46,7 +46,7 @@ from convoy.runtime.pool import Pool
 from convoy.runtime.surveyor import Orders, Steps
 from convoy.version import __version__
 
-STEPS_S, ALONE_S, LAYERS_S, FILTERS_S = 8.0, 0.6, 1.5, 1.5
+STEPS_S, ALONE_S, LAYERS_S, FILTERS_S = 10.0, 0.6, 1.5, 1.5
 ALONE_ROUNDS = 3
 PATIENCE_S = 15.0
 POLL_S = 0.2
@@ -142,10 +142,13 @@ def survey(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) ->
 
 
 def ladder(batch_size: int) -> tuple[int, ...]:
-    """Batch sizes to measure: powers of two, three quarters of the last ones, and the whole."""
-    doubling = [2**i for i in range(batch_size.bit_length()) if 2**i < batch_size]
-    between = [3 * size // 2 for size in doubling[-3:] if size > 1 and 3 * size // 2 < batch_size]
-    return tuple(sorted({*doubling, *between, batch_size}))
+    """Batch sizes to measure: powers of four, and from a quarter on the quarters of the whole.
+
+    Few enough that each is timed often; where shares mostly are, they lie closest.
+    """
+    quarters = {-(-batch_size * part // 4) for part in (1, 2, 3, 4)}
+    small = {4**i for i in range(batch_size.bit_length()) if 4**i < batch_size / 4}
+    return tuple(sorted(small | quarters))
 
 
 class _Party:

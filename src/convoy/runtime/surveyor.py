@@ -38,7 +38,7 @@ from convoy.runtime.layout import FORMATS, laid_out, set_layout
 from convoy.runtime.link_timer import time_all_reduces, time_link
 from convoy.runtime.memory import keep_freed_memory
 from convoy.runtime.part_timer import time_filters
-from convoy.runtime.step_statistics import PHASES, deciles, mean_of, smoothed
+from convoy.runtime.step_statistics import PHASES, deciles, levelled, mean_of, smoothed
 from convoy.runtime.training import Trainee
 from convoy.strategies import Batch, Equipment
 from convoy.strategies.replica import replicate
@@ -118,40 +118,49 @@ class Surveyor:
         if len(sizes) > 1 and sizes[0] == 1 and not self._learns_from_one():
             sizes = sizes[1:]
         begun = time.perf_counter()
-        plain: dict[int, list[dict[str, float]]] = defaultdict(list)
-        crewed: dict[int, list[dict[str, float]]] = defaultdict(list)
+        raw: dict[int, list[dict[str, float]]] = defaultdict(list)
+        plain: list[dict[int, float]] = []
+        crewed: list[dict[int, float]] = []
         with self._replica() as replica:
-            last = 0.0
-            affordable: list[int] = []
-            for size in sizes:  # from small to large: what each will take is then known
-                ahead = last * size / affordable[-1] if affordable else 0.0
-                if affordable and 3 * ahead > orders.seconds - (time.perf_counter() - begun):
-                    break
-                affordable.append(size)
-                self._step(size, replica)
-                self._step(size, self._trainee.model)
-                last = self._stretch(size, self._trainee.model, plain[size])
-            while any(not crewed[s] for s in affordable) or (
-                time.perf_counter() - begun < orders.seconds
-            ):
+            affordable = self._try_out(sizes, replica, orders.seconds - 1.0)
+            with_replica = affordable[::-2]  # what it costs is smooth: every other size will do
+            while len(plain) < 2 or time.perf_counter() - begun < orders.seconds:
+                plain.append({})
+                crewed.append({})
                 for size in affordable:
-                    self._stretch(size, replica, crewed[size])
-                    self._stretch(size, self._trainee.model, plain[size])
-                    done = all(crewed[s] for s in affordable)
-                    if done and time.perf_counter() - begun > orders.seconds:
-                        break
-        means = [mean_of(plain[size]) for size in affordable]
-        extra = [
-            sum(mean_of(crewed[size]).values()) - sum(mean.values())
-            for size, mean in zip(affordable, means, strict=True)
-        ]
+                    plain[-1][size] = self._stretch(size, self._trainee.model, raw[size])
+                    if size in with_replica:
+                        crewed[-1][size] = self._stretch(size, replica, [])
+        seconds = levelled(plain)
+        extra = {
+            size: statistics.median(c[size] - p[size] for c, p in zip(crewed, plain, strict=True))
+            for size in sorted(with_replica)
+        }
+        phases = {size: mean_of(raw[size]) for size in affordable}
+        scale = {size: seconds[size] / sum(phases[size].values()) for size in affordable}
         normalises = any(isinstance(m, _BatchNorm) for m in self._trainee.model.modules())
         return Steps(
             samples=tuple(affordable),
-            seconds={phase: tuple(mean[phase] for mean in means) for phase in PHASES},
-            replica_s=smoothed(affordable, extra, per_sample=normalises),
-            variation=deciles([plain[size] for size in affordable]),
+            seconds={p: tuple(phases[s][p] * scale[s] for s in affordable) for p in PHASES},
+            replica_s=smoothed(extra, affordable, per_sample=normalises),
+            variation=deciles([raw[size] for size in affordable]),
         )
+
+    def _try_out(self, sizes: Sequence[int], replica: nn.Module, seconds: float) -> list[int]:
+        """Take steps of rising size, as warm-up, as far as two more rounds of them have time."""
+        begun = time.perf_counter()
+        affordable: list[int] = []
+        last = spent = 0.0
+        for size in sizes:
+            ahead = last * size / affordable[-1] if affordable else 0.0
+            left = seconds - (time.perf_counter() - begun)
+            if affordable and 3 * (spent + 2 * ahead) > left:
+                break
+            affordable.append(size)
+            self._step(size, replica)
+            last = sum(self._step(size, self._trainee.model).values())
+            spent += 2 * max(last, STRETCH_S)
+        return affordable
 
     def _learns_from_one(self) -> bool:
         """Whether a batch may be one sample: batch normalisation may then have no variance."""
@@ -244,13 +253,15 @@ class Surveyor:
         )
 
     def _stretch(self, size: int, model: nn.Module, into: list[dict[str, float]]) -> float:
-        """Steps of one size in a row; seconds of the last."""
+        """Steps of one size in a row; their mean seconds."""
         begun = time.perf_counter()
+        totals = []
         while True:
             times = self._step(size, model)
             into.append(times)
+            totals.append(sum(times.values()))
             if time.perf_counter() - begun > STRETCH_S:
-                return sum(times.values())
+                return statistics.fmean(totals)
 
     def _step(self, size: int, model: nn.Module) -> dict[str, float]:
         """One training step as a run does it; seconds of its phases."""

@@ -35,6 +35,7 @@ from convoy.runtime.ingredients import (
     num_steps,
     open_data,
     seed_all,
+    seed_torch,
 )
 from convoy.runtime.layout import fastest_layout, laid_out, set_layout
 from convoy.runtime.optimization import lr_at, make_optimizer
@@ -210,7 +211,7 @@ class Trainee:
                 draws = augment.draw(part.step_samples, generator)
                 mine = part.first - part.step_first
                 inputs = augment.flip_crop(inputs, draws[mine : mine + samples].to(self.device))
-            torch.manual_seed(derive_seed(settings.seed, 3, step, formation.rank))  # dropout
+            seed_torch(derive_seed(settings.seed, 3, step, formation.rank))  # dropout
             yield Batch(
                 step=step,
                 inputs=laid_out(inputs, layout),
