@@ -4,6 +4,7 @@ For each cluster and network `convoy compare` measures the machines, predicts an
 machine alone, `data` with weighted and with equal shares, and `averaging`, in turns:
 
     sudo python benchmarks/prediction.py [--repeats 2] [--only CLUSTER] [--network NETWORK]
+    python benchmarks/prediction.py --summary
 
 Every pair of prediction and measurement is a row. The summary says how far off predictions are,
 whether they order plans rightly, and what auto's choice costs against the best there was.
@@ -112,8 +113,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--only", action="append", choices=list(CLUSTERS))
     parser.add_argument("--network", action="append", choices=list(NETWORKS))
+    parser.add_argument("--summary", action="store_true", help="only of the pairs that are there")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
+    if options.summary:
+        rows = json.loads((RESULTS / "prediction.json").read_text())["rows"]
+        write("prediction_summary", summary(rows), about="What `prediction` comes to.")
+        return
     for number, name in enumerate(options.only or CLUSTERS):
         text = cluster_file(*CLUSTERS[name])
         with (

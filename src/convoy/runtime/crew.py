@@ -229,7 +229,7 @@ class Crew:
         try:
             member.outcome = ray.get(member.call)
         except RayTaskError as error:
-            self._drain()  # what was good until then is kept
+            self._drain(patience_s=60.0)  # what was good until then is kept
             where = f"rank {self._members.index(member)} on {member.place.machine}"
             raise foreign_error(error, where) from None
         except GONE:
@@ -333,9 +333,10 @@ class Crew:
                 f"ranks lost touch in step {step} and form anew: {details}", "warning"
             )
 
-    def _drain(self) -> None:
+    def _drain(self, patience_s: float = 10.0) -> None:
         """Take what living ranks have reported."""
-        self._balancer.take(self.journal.take(fetch(self._members)))
+        events = fetch(self._members, patience_s=patience_s)
+        self._balancer.take(self.journal.take(events))
 
     def _note_progress(self) -> None:
         """Close the account of a recovery once the next crew has done a step."""

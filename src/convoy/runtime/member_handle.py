@@ -93,13 +93,13 @@ def stop_all(members: Sequence[MemberHandle], reason: str) -> bool:
     return True
 
 
-def fetch(members: Sequence[MemberHandle]) -> list[Event]:
-    """What living members have reported since the last time."""
+def fetch(members: Sequence[MemberHandle], *, patience_s: float = 10.0) -> list[Event]:
+    """What living members have reported since the last time, of those that answer in time."""
     polls = [s.actor.poll.remote(s.received) for s in members]
     events = []
     for member, poll in zip(members, polls, strict=True):
         try:
-            arrived = ray.get(poll, timeout=10)
+            arrived = ray.get(poll, timeout=patience_s)
         except (*GONE, GetTimeoutError):
             continue  # asked for again next time, if it lives
         member.received += len(arrived)
