@@ -104,11 +104,11 @@ class Harbour:
         self._process: subprocess.Popen[str] | None = None
         self._family: set[psutil.Process] = set()
 
-    def train(self, timeout_s: float = 100.0, **job: Any) -> dict[str, Any]:
+    def train(self, timeout_s: float = 50.0, **job: Any) -> dict[str, Any]:
         """Run a job with `convoy.train`; see harbour.py."""
         return self._ask(job, timeout_s)
 
-    def command(self, *arguments: str, timeout_s: float = 100.0) -> dict[str, Any]:
+    def command(self, *arguments: str, timeout_s: float = 50.0) -> dict[str, Any]:
         """Run one command line."""
         return self._ask({"argv": arguments}, timeout_s)
 

@@ -29,7 +29,7 @@ RESULT = {
 }
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(120)
 def test_two_runs_at_once(
     program: Callable[..., Program], harbour: Harbour, tmp_path: Path
 ) -> None:

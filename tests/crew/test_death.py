@@ -44,7 +44,7 @@ def shares(run: Path, step: int) -> list[int]:
     return [line["samples"] for line in effective(run)[whole]]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(120)
 def test_the_others_go_on_and_the_lost_rank_comes_back(harbour: Harbour, tmp_path: Path) -> None:
     run, num_epochs = tmp_path / "run", 20
     answer = harbour.train(
@@ -76,7 +76,7 @@ def test_the_others_go_on_and_the_lost_rank_comes_back(harbour: Harbour, tmp_pat
     assert 0 < recovery["seconds"] < 30
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(90)
 def test_a_rank_dies_while_ranks_train_alone(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     answer = harbour.train(
@@ -96,7 +96,7 @@ def test_a_rank_dies_while_ranks_train_alone(harbour: Harbour, tmp_path: Path) -
     assert alone <= set(range(int(step), int(step) + 4))
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(120)
 def test_the_first_rank_dies_while_the_others_form_anew(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     answer = harbour.train(
@@ -114,7 +114,7 @@ def test_the_first_rank_dies_while_the_others_form_anew(harbour: Harbour, tmp_pa
     assert min(int(step) for _, _, _, step in deaths(answer)) > 9
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(90)
 def test_the_first_rank_dies_after_the_last_step(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     answer = harbour.train(
@@ -129,7 +129,7 @@ def test_the_first_rank_dies_after_the_last_step(harbour: Harbour, tmp_path: Pat
     assert_each_sample_once(run, STEPS_PER_EPOCH)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(90)
 def test_ctrl_c_while_a_rank_is_lost_keeps_what_was_done(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     job: dict[str, Any] = {"folder": tmp_path, "network": NETWORK, "data": "slow"}
@@ -144,7 +144,7 @@ def test_ctrl_c_while_a_rank_is_lost_keeps_what_was_done(harbour: Harbour, tmp_p
     assert_each_sample_once(run, STEPS_PER_EPOCH)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(120)
 def test_a_rank_that_hangs_is_given_up_on(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     answer = harbour.train(

@@ -24,7 +24,7 @@ def checkpoints(run: Path) -> list[int]:
     return [int(path.name.split("-")[1]) for path in found]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(60)
 def test_data_that_are_no_numbers(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = harbour.command(
@@ -41,7 +41,7 @@ def test_data_that_are_no_numbers(harbour: Harbour, tmp_path: Path) -> None:
     assert not (run / "model.safetensors").exists()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(60)
 def test_a_learning_rate_that_is_too_high(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     answer = harbour.train(

@@ -17,7 +17,7 @@ from .reference import (
 )
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(90)
 def test_unequal_ranks_train_as_one_machine_does(harbour: Harbour, tmp_path: Path) -> None:
     run, options = tmp_path / "run", {"workers": 3, "shares": "1,2,5", "precision": "fp64"}
     answer = harbour.train(

@@ -13,7 +13,7 @@ from .processes import HERE, Program
 from .reference import NETWORK, SAME, STEPS_PER_EPOCH, assert_each_sample_once, assert_weights
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(120)
 def test_training_goes_on_without_the_machine(
     program: Callable[..., Program], tmp_path: Path
 ) -> None:

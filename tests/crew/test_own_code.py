@@ -13,7 +13,7 @@ from .processes import Harbour
 from .reference import SAME, assert_each_sample_once
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(("network", "workers"), [("class", 2), ("instance", 1)])
 def test_a_network_and_data_of_the_script(
     harbour: Harbour, tmp_path: Path, network: str, workers: int
@@ -39,7 +39,7 @@ def test_a_network_and_data_of_the_script(
     assert all(torch.isfinite(t).all() for t in weights.values())
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(60)
 def test_a_network_that_fails_on_one_rank(harbour: Harbour, tmp_path: Path) -> None:
     began = time.monotonic()
     answer = harbour.train(

@@ -44,7 +44,7 @@ def samples(run: Path) -> list[list[int]]:
     return [[line["samples"] for line in found] for found in effective(run).values()]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(120)
 def test_shares_follow_a_rank_that_slows_down(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     answer = harbour.train(
@@ -74,7 +74,7 @@ def test_shares_follow_a_rank_that_slows_down(harbour: Harbour, tmp_path: Path) 
     )
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(150)
 def test_what_was_learnt_outlives_a_rank_that_dies(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     answer = harbour.train(

@@ -43,7 +43,7 @@ def kept(run: Path) -> list[int]:
     return sorted(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").iterdir())
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(120)
 def test_every_rank_is_killed(
     program: Callable[..., Program], harbour: Harbour, tmp_path: Path
 ) -> None:
@@ -117,7 +117,7 @@ def test_ctrl_c_and_on_with_the_same_bits(
     assert_each_sample_once(run, STEPS)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(120)
 def test_stopped_while_ranks_differ(harbour: Harbour, tmp_path: Path) -> None:
     options = NORMED | {"strategy": "averaging", "average_every": 20}
     options |= {"workers": 2, "shares": "1,2", "checkpoint_every": 7}

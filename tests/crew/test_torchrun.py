@@ -33,7 +33,7 @@ def rank(number: int, train: Program) -> psutil.Process:
     return next(c for c in children if c.environ().get("RANK") == str(number))
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(90)
 def test_two_ranks(program: Callable[..., Program], tmp_path: Path) -> None:
     run = tmp_path / "run"
     train = program(*TORCHRUN, *TRAIN, "--shares=3,1", OMP_NUM_THREADS="1")
@@ -48,7 +48,7 @@ def test_two_ranks(program: Callable[..., Program], tmp_path: Path) -> None:
     assert_each_sample_once(run, STEPS)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("lost", "checkpoint_every"),
     [
@@ -79,7 +79,7 @@ def test_a_rank_is_killed_and_torchrun_starts_anew(
     assert_each_sample_once(run, STEPS)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(60)
 def test_starting_anew_touches_no_other_run(
     program: Callable[..., Program], tmp_path: Path
 ) -> None:
@@ -94,7 +94,7 @@ def test_starting_anew_touches_no_other_run(
     assert (run / "steps.jsonl").read_text() == "of another run\n"
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(60)
 def test_torchrun_decides_on_ranks(program: Callable[..., Program], tmp_path: Path) -> None:
     places = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     train = program(*TRAIN, "--workers=2", **places)

@@ -10,7 +10,7 @@ from .processes import Harbour
 from .reference import NETWORK
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("flags", "advice"),
     [

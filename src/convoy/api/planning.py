@@ -105,6 +105,7 @@ def plan(
         dataset = made_up(taken.network.input, taken.network.classes)
     job = job_of(network, dataset, options)
     settings = job.settings
+    ways = candidates(settings.strategy_options, strategies or tuple(STRATEGIES))
     cluster = cluster_of(settings)
     if taken is not None:
         if cluster is not None:
@@ -123,7 +124,6 @@ def plan(
         optimizer=settings.optimizer,
         element_bytes=8 if settings.precision == "fp64" else 4,
     )
-    ways = candidates(settings.strategy_options, strategies or tuple(STRATEGIES))
     ranking = rank_plans(world_of(taken, cluster), task, ways)
     return PlanReport(network=settings.network, ranking=ranking, profile=taken)
 
@@ -166,6 +166,7 @@ def compare(
     folder = Path(out) if out else Path("runs") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     check_vacant(folder)
     job = job_of(network, dataset, options | ({"data": data} if data else {}))
+    candidates(job.settings.strategy_options, strategies or tuple(STRATEGIES))  # or nothing starts
     comparison = compare_at(
         job,
         strategies or tuple(STRATEGIES),

@@ -12,21 +12,16 @@ besides, for plans that use one machine.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayTaskError
 
-from convoy.comm import PeerLostError
 from convoy.cost.layers import fingerprint, layers_of
 from convoy.cost.profile import (
     AllReduceProfile,
@@ -36,11 +31,11 @@ from convoy.cost.profile import (
     Profile,
     ProfiledNetwork,
 )
-from convoy.errors import CrewError
 from convoy.runtime.formation import Job
 from convoy.runtime.ingredients import build_network, open_data
-from convoy.runtime.member_handle import GONE, START_TIMEOUT_S, foreign_error
+from convoy.runtime.member_handle import START_TIMEOUT_S
 from convoy.runtime.observer import Observer
+from convoy.runtime.party import Party
 from convoy.runtime.placement import Place, threads_at
 from convoy.runtime.pool import Pool
 from convoy.runtime.surveyor import Orders, Steps
@@ -48,11 +43,6 @@ from convoy.version import __version__
 
 STEPS_S, ALONE_S, LAYERS_S, FILTERS_S = 10.0, 0.6, 1.5, 1.5
 ALONE_ROUNDS = 3
-PATIENCE_S = 15.0
-POLL_S = 0.2
-"""As the crew's: how often members are asked for news."""
-ANSWER_TIMEOUT_S = 300.0
-"""For one question; a slow device measures a large network for minutes."""
 ALL_REDUCE_BYTES = (8, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
 ALL_REDUCE_S = 1.0
 """How long each size goes on, about."""
@@ -82,7 +72,7 @@ def identity(job: Job) -> Profile:
 
 def describe(places: Sequence[Place], pool: Pool) -> list[dict[str, Any]]:
     """Each place's hardware and memory."""
-    party = _Party(None, places, [1] * len(places), pool)
+    party = Party(None, places, [1] * len(places), pool)
     try:
         found = party.ask("describe", [()] * len(places), START_TIMEOUT_S)
         party.dismiss()
@@ -99,7 +89,7 @@ def survey(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) ->
         CrewError: a device cannot be measured, or its machine died meanwhile.
     """
     threads = [threads_at(place, places, job.settings) for place in places]
-    party = _Party(job, places, threads, pool)
+    party = Party(job, places, threads, pool)
     try:
         observer.say(f"measuring {', '.join(f'{p.machine} ({p.device})' for p in places)}")
         about = party.ask("prepare", [(party.job,)] * len(places), START_TIMEOUT_S)
@@ -151,90 +141,7 @@ def ladder(batch_size: int) -> tuple[int, ...]:
     return tuple(sorted(small | quarters))
 
 
-class _Party:
-    """The surveyors, and questions to all or some of them at once."""
-
-    def __init__(
-        self, job: Job | None, places: Sequence[Place], threads: Sequence[int], pool: Pool
-    ) -> None:
-        self.places, self.threads = places, threads
-        self.job = ray.put(job)
-        self._pool = pool
-        self._members = [pool.take(p, t) for p, t in zip(places, self.threads, strict=True)]
-        try:
-            self.ask("arrive", [(threads,) for threads in self.threads], START_TIMEOUT_S)
-        except BaseException:
-            self.end()
-            raise
-
-    def ask(
-        self,
-        method: str,
-        arguments: Sequence[tuple[Any, ...]],
-        timeout_s: float = ANSWER_TIMEOUT_S,
-        ranks: Sequence[int] | None = None,
-    ) -> list[Any]:
-        """Call `method` of every surveyor, or of `ranks`, with its arguments; wait for all.
-
-        Meanwhile all are asked for news as often as in a run, so that what this takes of their
-        machines, and of the one we are on, is in the figures.
-        """
-        asked = list(range(len(self.places)) if ranks is None else ranks)
-        deadline = time.monotonic() + timeout_s
-        pending = {
-            self._members[rank].survey.remote(method, *given): rank
-            for rank, given in zip(asked, arguments, strict=True)
-        }
-        found: dict[int, Any] = {}
-        while pending:
-            done, _ = ray.wait(list(pending), num_returns=1, timeout=POLL_S)
-            for answer in done:
-                rank = pending.pop(answer)
-                found[rank] = self._answer(rank, answer, pending)
-            if pending and time.monotonic() > deadline:
-                silent = ", ".join(self._where(rank) for rank in pending.values())
-                raise CrewError(
-                    f"{silent} did not answer within {timeout_s:.0f} s while it was measured"
-                )
-            with contextlib.suppress(*GONE, GetTimeoutError):  # who is gone does not answer either
-                ray.get([member.poll.remote(0) for member in self._members], timeout=POLL_S)
-        return [found[rank] for rank in asked]
-
-    def _answer(self, rank: int, answer: Any, pending: Mapping[Any, int]) -> Any:
-        try:
-            return ray.get(answer)
-        except RayTaskError as error:
-            if isinstance(error.cause, PeerLostError):
-                # Who is left hears of a death before Ray tells whose it was.
-                for other in ray.wait(list(pending), num_returns=1, timeout=PATIENCE_S)[0]:
-                    self._answer(pending[other], other, {})
-                raise CrewError(
-                    f"{self._where(rank)} lost touch with another machine while links were "
-                    "measured. `convoy doctor` tells whether they reach each other"
-                ) from None
-            raise foreign_error(error, self._where(rank)) from None
-        except GONE:
-            raise CrewError(
-                f"{self._where(rank)} died while it was measured; no profile is written. Start it "
-                "again, or take it out of the cluster file, and measure anew"
-            ) from None
-
-    def _where(self, rank: int) -> str:
-        return f"{self.places[rank].machine} ({self.places[rank].device})"
-
-    def dismiss(self) -> None:
-        """Give the processes back."""
-        self.ask("leave", [()] * len(self.places))
-        for place, member in zip(self.places, self._members, strict=True):
-            self._pool.give_back(place, member)
-
-    def end(self) -> None:
-        """End the processes, which may not have come to rest."""
-        for member in self._members:
-            ray.kill(member)
-
-
-def _choose_layout(job: Job, party: _Party) -> tuple[str, list[dict[str, float]]]:
+def _choose_layout(job: Job, party: Party) -> tuple[str, list[dict[str, float]]]:
     """The layout that is faster where it matters most: on the device that takes longest."""
     asked = job.settings.memory_format
     count = len(party.places)
@@ -246,7 +153,7 @@ def _choose_layout(job: Job, party: _Party) -> tuple[str, list[dict[str, float]]
     return min(slowest, key=slowest.__getitem__), found
 
 
-def _measure_alone(party: _Party, found: Sequence[Steps]) -> list[float]:
+def _measure_alone(party: Party, found: Sequence[Steps]) -> list[float]:
     """Each device's time alone, relative to that while all work; in turns, as machines drift."""
     orders = []
     for steps in found:
@@ -319,7 +226,7 @@ def _spread(
 
 
 def _measure_links(
-    party: _Party, places: Sequence[Place], timeout_s: float
+    party: Party, places: Sequence[Place], timeout_s: float
 ) -> tuple[list[LinkProfile], AllReduceProfile | None]:
     count = len(places)
     if count == 1:
