@@ -44,7 +44,7 @@ def test_what_has_no_multiply_adds_goes_by_its_outputs() -> None:
     small, large = layers("googlenet", (3, 64, 64)), layers("googlenet", (3, 128, 128))
     device = figured_profile(small, 1e9)
     timed = tuple(replace(layer, forward_s=(1.0,)) for layer in device.layers)
-    device = replace(device, load_s=(2.0,), update_s=3.0, layers=timed)
+    device = replace(device, load_s=(2.0,), update_s=3.0, average_s=5.0, layers=timed)
     scaled = resized(device, small, large)
     by_name = {layer.name: layer for layer in scaled.layers}
     pool = next(i for i, layer in enumerate(small) if not layer.macs)
@@ -52,6 +52,7 @@ def test_what_has_no_multiply_adds_goes_by_its_outputs() -> None:
     assert by_name[small[pool].name].forward_s == (pytest.approx(grown),)
     assert scaled.load_s == (pytest.approx(8.0),)
     assert scaled.update_s == pytest.approx(3.0)
+    assert scaled.average_s == pytest.approx(5.0)
 
 
 def test_another_network_is_refused() -> None:

@@ -51,6 +51,7 @@ def devices(draw: st.DrawFn) -> DeviceProfile:
         forward_s=draw(times),
         backward_s=draw(times),
         update_s=draw(SECONDS),
+        average_s=draw(st.just(0.0) | SECONDS),
         replica_s=draw(st.just(()) | times),
         alone=draw(digits(0.01, 1)),
         variation=tuple(draw(st.lists(digits(0.1, 9), min_size=1, max_size=10))),

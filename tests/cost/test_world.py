@@ -37,6 +37,7 @@ def test_a_device_takes_what_was_measured() -> None:
         load_s=(0.01, 0.02, 0.03),
         update_s=0.5,
         replica_s=(0.0, 0.001, 0.002),
+        average_s=0.25,
         layers=(layer,),
     )
     seconds = world_of(profile([one])).seconds((0,))
@@ -46,6 +47,7 @@ def test_a_device_takes_what_was_measured() -> None:
     assert seconds(compute("backward")) == pytest.approx(0.6 * 0.016)
     assert seconds(compute("update", 0)) == 0.5
     assert seconds(compute("replica")) == 0.001
+    assert seconds(compute("average", 0)) == 0.25
     assert seconds(compute("forward", layer="fc")) == 0.2
     assert seconds(compute("backward", 64, layer="fc")) == 0.6
     with pytest.raises(ProfileError, match="'conv'"):
@@ -81,7 +83,7 @@ HYPOTHETICAL = Cluster(
 
 def test_a_machine_like_another_is_as_many_times_as_fast() -> None:
     layer = LayerProfile(name="fc", forward_s=(0.1, 0.2, 0.3), backward_s=(0.4, 0.5, 0.6))
-    one = device(update_s=0.5, replica_s=(0.1, 0.2, 0.3), layers=(layer,))
+    one = device(update_s=0.5, replica_s=(0.1, 0.2, 0.3), average_s=0.7, layers=(layer,))
     world = world_of(profile([one]), HYPOTHETICAL)
     assert [(d.machine, d.speed, d.host) for d in world.devices] == [
         ("a", 1.0, 0),
@@ -89,7 +91,7 @@ def test_a_machine_like_another_is_as_many_times_as_fast() -> None:
         ("dream", 0.5, 2),
     ]
     seconds = world.seconds((0, 1, 2))
-    for work in ("load", "forward", "backward", "update", "replica"):
+    for work in ("load", "forward", "backward", "update", "replica", "average"):
         own, fast, slow = (seconds(compute(work, rank=rank)) for rank in range(3))
         assert (fast, slow) == pytest.approx((own / 2, own * 2))
     assert seconds(compute("backward", layer="fc", rank=2)) == 1.0

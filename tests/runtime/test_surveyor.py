@@ -79,6 +79,9 @@ def test_a_survey_leaves_the_network_as_it_was(surveyor: tuple[Surveyor, nn.Modu
     assert len(steps.variation) == 10
     assert not dist.is_initialized()
 
+    assert 0 < made.average(0.01) < 10
+    assert not dist.is_initialized()
+
     layers = made.layers((2, 4), 0.01)
     assert list(layers) == ["0", "1", "2", "3", "4"]
     assert all(len(f) == len(b) == 2 for f, b in layers.values())

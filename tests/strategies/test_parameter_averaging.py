@@ -9,7 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from convoy.cost.layers import NetworkFacts
+from convoy.cost.schedule import Collective, Compute
 from convoy.datasets import open_dataset
+from convoy.strategies import Problem, Worker
 from convoy.strategies.parameter_averaging import ParameterAveraging
 
 from .harness import Crew, Halt, job_for, plan_of
@@ -90,6 +93,22 @@ def test_bytes_by_hand(
     reports = crew.run(job, WEIGHTS[:num_ranks])
     sent = [[report.records[step]["sent_bytes"] for report in reports] for step in range(7)]
     assert sent == [sync, local, average, local, average, local, average]
+
+
+def test_a_rank_works_for_an_average_before_it_travels() -> None:
+    facts = NetworkFacts(num_parameters=7, num_buffers=0)
+    workers = tuple(Worker(index=i, machine="m", device="cpu") for i in range(2))
+    every_second = ParameterAveraging(average_every=2)
+    plan = every_second.plan(Problem(batch_size=4, workers=workers, network=facts))
+    alone, averaged = (every_second.schedule(plan, step) for step in range(2))
+    assert averaged[: len(alone)] == alone
+    first, second, reduction = averaged[len(alone) :]
+    assert [(o.phase, o.rank) for o in (first, second) if isinstance(o, Compute)] == [
+        ("average", 0),
+        ("average", 1),
+    ]
+    assert isinstance(reduction, Collective)
+    assert reduction.after == (len(alone), len(alone) + 1)
 
 
 def test_averages_after() -> None:

@@ -73,6 +73,8 @@ class DeviceProfile:
     """The optimizer's step, and what else ends every step."""
     replica_s: tuple[float, ...] = ()
     """What a replica that exchanges gradients takes more in a step, bytes apart."""
+    average_s: float = 0.0
+    """What averaging network and optimizer with others takes, bytes apart."""
     alone: float = 1.0
     """Time when the other devices rest, relative to the times here, when all worked at once."""
     variation: tuple[float, ...] = STEADY
@@ -90,8 +92,8 @@ class DeviceProfile:
             self._check(f"{layer.name}.forward_s", layer.forward_s)
             self._check(f"{layer.name}.backward_s", layer.backward_s)
         where = f"{self.machine} ({self.device})"
-        for name in ("cores", "threads", "memory_bytes", "update_s", "alone"):
-            zero = name in ("memory_bytes", "update_s")
+        for name in ("cores", "threads", "memory_bytes", "update_s", "average_s", "alone"):
+            zero = name in ("memory_bytes", "update_s", "average_s")
             _check_figures(where, name, getattr(self, name), zero=zero)
         _check_figures(where, "variation", *self.variation)
 

@@ -19,8 +19,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Phase = Literal["load", "forward", "replica", "backward", "update"]
-"""`replica` is what a rank that exchanges gradients does more than one alone, bytes apart."""
+Phase = Literal["load", "forward", "replica", "backward", "update", "average"]
+"""`replica` is what a rank that exchanges gradients does more than one alone, bytes apart;
+`average` what one does that averages its network and optimizer with others, likewise."""
 CollectiveKind = Literal["all-reduce", "broadcast"]
 
 

@@ -59,6 +59,8 @@ class Device:
         """What `compute` takes here while the other devices work too."""
         if compute.phase == "update":
             return self.profile.update_s / self.speed
+        if compute.phase == "average":
+            return self.profile.average_s / self.speed
         if compute.phase == "replica":
             return self.replica(compute.samples)
         return self._curve(compute.phase, compute.layer)(compute.samples)

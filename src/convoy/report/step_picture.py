@@ -22,6 +22,7 @@ COLOURS = {
     "replica": "#c7b8d9",
     "backward": "#5fa17a",
     "update": "#d9a441",
+    "average": "#c9803a",
     "exchange": "#8c4a6b",
 }
 

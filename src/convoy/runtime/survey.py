@@ -41,7 +41,7 @@ from convoy.runtime.pool import Pool
 from convoy.runtime.surveyor import Orders, Steps
 from convoy.version import __version__
 
-STEPS_S, ALONE_S, LAYERS_S, FILTERS_S = 10.0, 0.6, 1.5, 1.5
+STEPS_S, ALONE_S, AVERAGE_S, LAYERS_S, FILTERS_S = 10.0, 0.6, 0.5, 1.5, 1.5
 ALONE_ROUNDS = 3
 ALL_REDUCE_BYTES = (8, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
 ALL_REDUCE_S = 1.0
@@ -97,6 +97,7 @@ def survey(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) ->
         sizes = ladder(job.settings.batch_size)
         orders = Orders(layout=layout, samples=sizes, seconds=STEPS_S)
         found: list[Steps] = party.ask("steps", [(orders,)] * len(places))
+        averages = party.ask("average", [(AVERAGE_S,)] * len(places))
         layers = party.ask("layers", [(steps.samples[-3:], LAYERS_S) for steps in found])
         filters = party.ask("filters", [(steps.samples[-1], FILTERS_S) for steps in found])
         alone = [1.0]
@@ -122,7 +123,7 @@ def survey(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) ->
         batch_size=wanted.batch_size,
         versions=wanted.versions,
         devices=tuple(
-            replace(device, alone=alone[i], memory_formats=layouts[i])
+            replace(device, average_s=averages[i], alone=alone[i], memory_formats=layouts[i])
             for i, device in enumerate(devices)
         ),
         links=tuple(links),

@@ -5,6 +5,7 @@ surveyor.layouts(n)          seconds in each memory layout
 surveyor.steps(orders)       whole steps at many batch sizes, for a time in which all devices
                              work, since that is how a run finds them
 surveyor.alone(n)            the same at one size while the others rest
+surveyor.average()           an average with others, without them
 surveyor.layers(), filters() how a step's time is spread over layers; parts of convolutions
 surveyor.meet(), link(), all_reduces()
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import statistics
 import time
 from collections import defaultdict
@@ -21,10 +21,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -32,6 +30,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from convoy.comm import Comm, Rehearsal, peer_loss
 from convoy.interfaces import interface_of
+from convoy.runtime import state
+from convoy.runtime.device_facts import describe_device
 from convoy.runtime.formation import Job
 from convoy.runtime.layer_timer import LayerTimes, time_layers
 from convoy.runtime.layout import FORMATS, laid_out, set_layout
@@ -41,6 +41,7 @@ from convoy.runtime.part_timer import time_filters
 from convoy.runtime.step_statistics import PHASES, deciles, levelled, mean_of, smoothed
 from convoy.runtime.training import Trainee
 from convoy.strategies import Batch, Equipment
+from convoy.strategies.averages import average, averaged_tensors
 from convoy.strategies.replica import replicate
 
 STRETCH_S = 0.1
@@ -179,6 +180,21 @@ class Surveyor:
             self._stretch(samples, self._trainee.model, found)
         return sum(mean_of(found).values())
 
+    def average(self, seconds: float) -> float:
+        """Seconds of an average of network and optimizer, and of the copy that is kept of it."""
+        trainee = self._trainee
+        found: list[float] = []
+        with contextlib.closing(Rehearsal(2)) as comm:
+            begun = time.perf_counter()
+            while len(found) < 3 or time.perf_counter() - begun < seconds:
+                started = time.perf_counter()
+                average(averaged_tensors(trainee.model, trainee.optimizer), comm, 1.0)
+                state.copy_of(state.pack(trainee.model, trainee.optimizer))
+                if self._device.type == "cuda":
+                    torch.cuda.synchronize(self._device)
+                found.append(time.perf_counter() - started)
+        return statistics.fmean(found[1:])
+
     def layers(self, sizes: Sequence[int], seconds: float) -> dict[str, Any]:
         """Seconds of each layer forward and backward, by batch size."""
         forward: dict[str, list[float]] = defaultdict(list)
@@ -309,28 +325,6 @@ class Surveyor:
             equipment.comm.close()
             _turn_into(self._plain)
             self._plain, self._crewed = {}, {}
-
-
-def describe_device(device: torch.device) -> dict[str, Any]:
-    """A device's hardware and its memory, and what it runs."""
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        hardware, memory = str(properties.name), int(properties.total_memory)
-    else:
-        hardware, memory = _processor(), int(psutil.virtual_memory().total)
-    return {
-        "hardware": hardware,
-        "memory_bytes": memory,
-        "versions": {"torch": torch.__version__.partition("+")[0]},
-    }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _turn_into(classes: dict[nn.Module, type]) -> None:

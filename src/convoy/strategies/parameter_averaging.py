@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from convoy.cost.schedule import Schedule
 from convoy.errors import UsageError
+from convoy.strategies.averages import average, averaged_tensors, network_tensors
 from convoy.strategies.base import Completed, Pending, Plan, Problem, Rank, Strategy, shares_for
 from convoy.strategies.passes import Drawing, draw_passes
 
@@ -82,6 +82,7 @@ class ParameterAveraging(Strategy):
             last = [(drawing.all_reduce(network.num_parameters * width, last),)] * len(last)
         last = drawing.compute("update", [0] * len(plan.shares), last, "")
         if several and self.averages_after(step):
+            last = drawing.compute("average", [0] * len(plan.shares), last, "")
             of_parameters = network.num_parameters * (1 + plan.problem.optimizer_states)
             drawing.all_reduce((of_parameters + network.num_buffers) * width, last)
         return drawing.schedule()
@@ -140,33 +141,11 @@ def _sum_gradients(rank: Rank) -> None:
         p.grad = part.view_as(p)
 
 
-def _averaged_tensors(rank: Rank) -> list[Tensor]:
-    """What an average covers: parameters, floating-point buffers, optimizer state."""
-    tensors = [p.data for p in rank.model.parameters() if p.requires_grad]
-    tensors += [b for b in rank.model.buffers() if b.is_floating_point()]
-    for parameter in rank.model.parameters():
-        state = rank.optimizer.state.get(parameter, {})
-        tensors += [state[key] for key in sorted(state) if isinstance(state[key], Tensor)]
-    return tensors
-
-
-@torch.no_grad()
-def _average(tensors: list[Tensor], rank: Rank, weight: float) -> None:
-    """Replace `tensors` by their average over ranks, in place; weights sum to 1. Blocks."""
-    if rank.comm.world_size == 1:
-        return
-    dtype = next(t.dtype for t in tensors)
-    flat = torch.cat([t.reshape(-1).to(dtype) for t in tensors]) * weight
-    rank.comm.all_reduce(flat)
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        # A 0-dimensional state counts updates; it stays a whole number.
-        tensor.copy_((part.round() if tensor.dim() == 0 else part).view(tensor.shape))
-
-
 def _average_all(rank: Rank, pending: Pending) -> Pending:
     """Average everything, weighted by the samples of `pending`; nothing is pending then."""
     if pending != Pending():
-        _average(_averaged_tensors(rank), rank, pending.samples / pending.step_samples)
+        tensors = averaged_tensors(rank.model, rank.optimizer)
+        average(tensors, rank.comm, pending.samples / pending.step_samples)
     return Pending()
 
 
@@ -176,10 +155,9 @@ def _as_average(rank: Rank, pending: Pending) -> Iterator[None]:
     if pending == Pending():
         yield
         return
-    tensors = [p.data for p in rank.model.parameters() if p.requires_grad]
-    tensors += [b for b in rank.model.buffers() if b.is_floating_point()]
+    tensors = network_tensors(rank.model)
     own = [t.clone() for t in tensors]
-    _average(tensors, rank, pending.samples / pending.step_samples)
+    average(tensors, rank.comm, pending.samples / pending.step_samples)
     yield
     with torch.no_grad():
         for tensor, value in zip(tensors, own, strict=True):
