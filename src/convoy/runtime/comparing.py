@@ -232,7 +232,9 @@ def _decision(
         rebalance=False,  # what was predicted is to be seen
     )
     if settings.steps is None and settings.epochs is None:
-        settings = replace(settings, steps=steps_of(way.prediction))
+        steps = steps_of(way.prediction)
+        # Only steps are wanted of it; writing checkpoints takes time of those that follow.
+        settings = replace(settings, steps=steps, checkpoint_every=steps)
     known = informed(found, ranking, way.prediction)
     if way.equal:
         known = tuple(replace(place, seconds=None, weight=1.0) for place in found)
