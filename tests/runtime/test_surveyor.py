@@ -97,11 +97,11 @@ def test_a_survey_leaves_the_network_as_it_was(surveyor: tuple[Surveyor, nn.Modu
 def test_sizes_for_which_there_is_no_time_are_left_out(
     surveyor: tuple[Surveyor, nn.Module],
 ) -> None:
-    """The smallest is always measured, alone and in a crew."""
+    """The smallest three are always measured, alone and in a crew."""
     made, _ = surveyor
-    steps = made.steps(Orders(layout="channels-last", samples=(2, 4, 8), seconds=0.0))
-    assert steps.samples == (2,)
-    assert all(len(times) == 1 for times in steps.seconds.values())
+    steps = made.steps(Orders(layout="channels-last", samples=(2, 4, 8, 16), seconds=0.0))
+    assert steps.samples == (2, 4, 8)
+    assert all(len(times) == 3 for times in steps.seconds.values())
 
 
 def test_a_network_is_timed_alone_as_it_is_alone(

@@ -65,7 +65,7 @@ def measure(
     job = job_of(network, dataset, options)
     watching = observer or LogObserver()
     before = load_profile(Path(out)) if out is not None and merge and Path(out).exists() else None
-    with places(job.settings, verbose=verbose) as found, pool() as processes:
+    with places(job.settings, watching, verbose=verbose) as found, pool() as processes:
         profile = survey(job, found, watching, processes)
     if before is not None:
         profile = merged(before, profile)
@@ -107,14 +107,26 @@ def plan(
     settings = job.settings
     ways = candidates(settings.strategy_options, strategies or tuple(STRATEGIES))
     cluster = cluster_of(settings)
+    if taken is not None and settings.workers not in (None, len(taken.devices)):
+        raise UsageError(
+            f"--workers {settings.workers} does not go with this profile, which is of "
+            f"{len(taken.devices)} devices. Leave it out, or measure again: convoy measure"
+        )
     if taken is not None:
         if cluster is not None:
             check_cores(taken, cluster)
+        threads = settings.threads_per_worker
+        other = [d.machine for d in taken.devices if threads and d.threads != threads]
+        if other:
+            raise UsageError(
+                f"--threads-per-worker {threads} does not go with this profile: {other[0]} was "
+                "measured with another number. Leave it out, or measure again: convoy measure"
+            )
         source = str(profile) if isinstance(profile, str | Path) else "given"
         taken = checked(taken, identity(job), source)
     else:
         watching = observer or LogObserver()
-        with places(settings, verbose=verbose) as found, pool() as processes:
+        with places(settings, watching, verbose=verbose) as found, pool() as processes:
             taken = fitting(job, found, watching, processes, given=settings.profile)
     data = open_data(job)
     model = build_network(job.network, data, settings.seed)

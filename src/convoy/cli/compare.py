@@ -11,6 +11,19 @@ from typer import Option
 from convoy import api
 from convoy.cli.console import console, plain, print_json, stdout_for
 from convoy.cli.entering import enter_lab
+from convoy.cli.planning_options import (
+    AsJson,
+    BatchSize,
+    ClusterName,
+    DataDir,
+    Name,
+    NetworkName,
+    Number,
+    Strategies,
+    Verbose,
+    Workers,
+    given,
+)
 from convoy.cli.strategy_options import with_strategy_options
 from convoy.cli.values import names_in
 from convoy.cli.watching import Watcher
@@ -19,19 +32,18 @@ from convoy.runtime.comparing import Comparison
 
 @with_strategy_options("Strategies")
 def compare(
-    network: Annotated[str, Option(help="A network's name, or package.module:function.")],
+    network: NetworkName,
     data: Annotated[str, Option(help="A data set, as for train.")] = "digits",
-    strategies: Annotated[str | None, Option(help="As single,data; all without it.")] = None,
-    cluster: Annotated[
-        str | None, Option(help="Cluster file, ray, or ray://HOST; without it this machine.")
-    ] = None,
-    workers: Annotated[int | None, Option(help="Ranks on this machine.")] = None,
+    strategies: Strategies = None,
+    cluster: ClusterName = None,
+    workers: Workers = None,
     profile: Annotated[
         Path | None, Option(help="Figures to predict with; else cached ones, or measured.")
     ] = None,
     repeats: Annotated[int, Option(help="How many times each is run, in turns.")] = 3,
     steps: Annotated[
-        int | None, Option(help="Of each run; as many as take 6 s without this and --epochs.")
+        int | None,
+        Option(help="Of each run; without this and --epochs, as many as take some seconds."),
     ] = None,
     epochs: Annotated[int | None, Option(help="In place of steps.")] = None,
     target_accuracy: Annotated[
@@ -43,34 +55,28 @@ def compare(
     each_single: Annotated[
         bool, Option("--each-single", help="Every machine alone, not only the fastest.")
     ] = False,
-    batch_size: Annotated[int, Option(help="Samples per step over all ranks.")] = 64,
-    data_dir: Annotated[Path | None, Option(help="Where data files lie.")] = None,
+    batch_size: BatchSize = 64,
+    data_dir: DataDir = None,
     lr: Annotated[float | None, Option(help="Learning rate.")] = None,
-    optimizer: Annotated[str | None, Option(help="As for train.")] = None,
-    precision: Annotated[str | None, Option(help="As for train.")] = None,
-    memory_format: Annotated[str | None, Option(help="As for train.")] = None,
-    threads_per_worker: Annotated[int | None, Option(help="As for train.")] = None,
-    seed: Annotated[int | None, Option(help="As for train.")] = None,
+    optimizer: Name = None,
+    precision: Name = None,
+    memory_format: Name = None,
+    threads_per_worker: Number = None,
+    seed: Number = None,
     out: Annotated[
         Path | None, Option(help="Folder for everything; runs/compare-TIME without it.")
     ] = None,
-    json: Annotated[bool, Option("--json", help="Print one JSON document on stdout.")] = False,
-    verbose: Annotated[bool, Option("--verbose", "-v", help="Ray's own messages too.")] = False,
+    json: AsJson = False,
+    verbose: Verbose = False,
     **strategy_options: Any,
 ) -> None:
     """Run strategies side by side, and hold what was predicted against what happened."""
-    options = locals() | strategy_options
-    for name in ("json", "verbose", "strategy_options", "strategies"):
-        del options[name]
-    options = {name: value for name, value in options.items() if value is not None}
+    options = given(locals(), but=("strategies",))
     enter_lab(cluster)
     output = console(as_json=json)
     with stdout_for(as_json=json), Watcher(output) as watcher:
         comparison = api.compare(
-            strategies=names_in(strategies),
-            observer=watcher,
-            verbose=verbose,
-            **options,
+            strategies=names_in(strategies), observer=watcher, verbose=verbose, **options
         )
     if json:
         print_json(comparison.to_dict())

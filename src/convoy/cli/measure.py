@@ -12,52 +12,46 @@ from typer import Option
 from convoy import api
 from convoy.cli.console import console, plain, print_json, stdout_for
 from convoy.cli.entering import enter_lab
+from convoy.cli.planning_options import (
+    ClusterName,
+    DataDir,
+    DataName,
+    Name,
+    NetworkName,
+    Number,
+    Verbose,
+    Workers,
+    given,
+)
 from convoy.cli.watching import Watcher
 from convoy.cost.profile import Profile, to_json
 from convoy.cost.world import world_of
 
 
 def measure(
-    network: Annotated[str, Option(help="A network's name, or package.module:function.")],
-    cluster: Annotated[
-        str | None, Option(help="Cluster file, ray, or ray://HOST; without it this machine.")
-    ] = None,
-    workers: Annotated[int | None, Option(help="Ranks on this machine.")] = None,
+    network: NetworkName,
+    cluster: ClusterName = None,
+    workers: Workers = None,
     out: Annotated[Path, Option(help="Where the profile is written.")] = Path("profile.json"),
     merge: Annotated[
         bool, Option("--merge", help="Add to the profile that is there, instead of replacing it.")
     ] = False,
     batch_size: Annotated[int, Option(help="Measure up to this many samples per device.")] = 64,
-    data: Annotated[
-        str | None, Option(help="A data set, as for train; made-up images without it.")
-    ] = None,
-    data_dir: Annotated[Path | None, Option(help="Where data files lie.")] = None,
-    optimizer: Annotated[str | None, Option(help="As for train.")] = None,
-    precision: Annotated[str | None, Option(help="As for train.")] = None,
-    memory_format: Annotated[str | None, Option(help="As for train.")] = None,
-    threads_per_worker: Annotated[int | None, Option(help="As for train.")] = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    optimizer: Name = None,
+    precision: Name = None,
+    memory_format: Name = None,
+    threads_per_worker: Number = None,
     json: Annotated[bool, Option("--json", help="Print the profile on stdout.")] = False,
-    verbose: Annotated[bool, Option("--verbose", "-v", help="Ray's own messages too.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure machines and links with a network, for `plan` and `train` to plan with."""
-    given = {
-        "cluster": cluster,
-        "workers": workers,
-        "batch_size": batch_size,
-        "data": data,
-        "data_dir": data_dir,
-        "optimizer": optimizer,
-        "precision": precision,
-        "memory_format": memory_format,
-        "threads_per_worker": threads_per_worker,
-    }
-    options = {name: value for name, value in given.items() if value is not None}
+    options = given(locals(), but=())
     enter_lab(cluster)
     output = console(as_json=json)
     with stdout_for(as_json=json), Watcher(output) as watcher:
-        profile = api.measure(
-            network, out=out, merge=merge, observer=watcher, verbose=verbose, **options
-        )
+        profile = api.measure(observer=watcher, verbose=verbose, **options)
     if json:
         print_json(json_module.loads(to_json(profile)))
         return

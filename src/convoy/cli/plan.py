@@ -11,6 +11,20 @@ from typer import Option
 from convoy import api
 from convoy.cli.console import console, plain, print_json, stdout_for
 from convoy.cli.entering import enter_lab
+from convoy.cli.planning_options import (
+    AsJson,
+    BatchSize,
+    ClusterName,
+    DataDir,
+    DataName,
+    Name,
+    NetworkName,
+    Number,
+    Strategies,
+    Verbose,
+    Workers,
+    given,
+)
 from convoy.cli.strategy_options import with_strategy_options
 from convoy.cli.values import names_in
 from convoy.cli.watching import Watcher
@@ -21,60 +35,37 @@ SHOWN = 12
 
 @with_strategy_options("Strategies")
 def plan(
-    network: Annotated[str, Option(help="A network's name, or package.module:function.")],
-    cluster: Annotated[
-        str | None, Option(help="Cluster file, ray, or ray://HOST; without it this machine.")
-    ] = None,
-    workers: Annotated[int | None, Option(help="Ranks on this machine.")] = None,
+    network: NetworkName,
+    cluster: ClusterName = None,
+    workers: Workers = None,
     profile: Annotated[
         Path | None,
         Option(help="Measured figures; without it those in the cache, or they are measured."),
     ] = None,
-    batch_size: Annotated[int, Option(help="Samples per step over all ranks.")] = 64,
-    strategies: Annotated[
-        str | None, Option(help="Which to compare, as single,data; all without it.")
-    ] = None,
-    data: Annotated[
-        str | None, Option(help="A data set, as for train; made-up images without it.")
-    ] = None,
-    data_dir: Annotated[Path | None, Option(help="Where data files lie.")] = None,
-    optimizer: Annotated[str | None, Option(help="As for train.")] = None,
-    precision: Annotated[str | None, Option(help="As for train.")] = None,
-    memory_format: Annotated[str | None, Option(help="As for train.")] = None,
-    threads_per_worker: Annotated[int | None, Option(help="As for train.")] = None,
+    batch_size: BatchSize = 64,
+    strategies: Strategies = None,
+    data: DataName = None,
+    data_dir: DataDir = None,
+    optimizer: Name = None,
+    precision: Name = None,
+    memory_format: Name = None,
+    threads_per_worker: Number = None,
     picture: Annotated[
         Path | None, Option(help="Draw one step of the chosen plan, as plan.png.")
     ] = None,
     all_plans: Annotated[bool, Option("--all", help="Every plan, not only the best.")] = False,
-    json: Annotated[bool, Option("--json", help="Print one JSON document on stdout.")] = False,
-    verbose: Annotated[bool, Option("--verbose", "-v", help="Ray's own messages too.")] = False,
+    json: AsJson = False,
+    verbose: Verbose = False,
     **strategy_options: Any,
 ) -> None:
     """Predict what each way of training on these machines would cost."""
-    given = {
-        "cluster": cluster,
-        "workers": workers,
-        "batch_size": batch_size,
-        "data": data,
-        "data_dir": data_dir,
-        "optimizer": optimizer,
-        "precision": precision,
-        "memory_format": memory_format,
-        "threads_per_worker": threads_per_worker,
-        **strategy_options,
-    }
-    options = {name: value for name, value in given.items() if value is not None}
+    options = given(locals(), but=("strategies", "picture", "all_plans"))
     if profile is None:
         enter_lab(cluster)
     output = console(as_json=json)
     with stdout_for(as_json=json), Watcher(output) as watcher:
         report = api.plan(
-            network,
-            profile=profile,
-            strategies=names_in(strategies),
-            observer=watcher,
-            verbose=verbose,
-            **options,
+            strategies=names_in(strategies), observer=watcher, verbose=verbose, **options
         )
     if picture is not None:
         from convoy.report.step_picture import draw_step  # matplotlib takes its time

@@ -106,7 +106,7 @@ def compare_at(
         optimizer=settings.optimizer,
         element_bytes=8 if settings.precision == "fp64" else 4,
     )
-    with places(settings, verbose=verbose) as found, pool() as processes:
+    with places(settings, observer, verbose=verbose) as found, pool() as processes:
         profile = fitting(job, found, observer, processes, given=settings.profile)
         world = world_of(profile).select(positions(profile, found))
         settled = replace(job, settings=replace(settings, memory_format=profile.memory_format))

@@ -12,13 +12,14 @@ the lost rank is started again on its machine meanwhile and joins at a step boun
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from convoy.cost.layers import NetworkFacts
 from convoy.errors import CrewError
@@ -174,12 +175,11 @@ class Crew:
         if rebalancing is not None:
             self.rebalancings.append(rebalancing)
             self.observer.say(str(rebalancing))
-        leader = self._members[0]
-        try:
-            ray.get([s.actor.muster.remote(footing.step) for s in self._members])
-            port: int | None = ray.get(leader.actor.open_store.remote())
-        except GONE:
-            port = None  # they cannot meet; who died will be noticed by `_watch`
+        leader, timeout = self._members[0], self.job.settings.timeout_s
+        port: int | None = None  # they cannot meet then; who died will be noticed by `_watch`
+        with contextlib.suppress(*GONE, GetTimeoutError):
+            ray.get([s.actor.muster.remote(footing.step) for s in self._members], timeout=timeout)
+            port = ray.get(leader.actor.open_store.remote(), timeout=timeout)
         for rank, member in enumerate(self._members):
             member.outcome = None
             orders = replace(formation, rank=rank, part=parts[rank])

@@ -23,6 +23,7 @@ from convoy.cost.curve import Curve
 from convoy.errors import ClusterError, UsageError
 from convoy.runtime import ray_session
 from convoy.runtime.nodes import Node, join_command, list_nodes, match_machines
+from convoy.runtime.observer import Observer
 from convoy.runtime.settings import TrainSettings
 from convoy.strategies import Worker
 
@@ -59,13 +60,21 @@ class Place:
 
 
 @contextmanager
-def places(settings: TrainSettings, *, verbose: bool = False) -> Iterator[list[Place]]:
+def places(
+    settings: TrainSettings, observer: Observer, *, verbose: bool = False
+) -> Iterator[list[Place]]:
     """Start or join Ray, yield its places, and leave it as it was found.
+
+    The observer is told of machines that are described only by their likeness to others.
 
     Raises:
         ClusterError: machines that are not there; a Ray that cannot be joined.
         UsageError: more or fewer shares than places.
     """
+    cluster = cluster_of(settings)
+    absent = [m.name for m in cluster.machines if m.hypothetical] if cluster else []
+    if absent:
+        observer.say(f"only planned for, since not there: {', '.join(absent)}")
     with ray_session.session():
         yield _with_shares(_find(settings, verbose=verbose), settings)
 

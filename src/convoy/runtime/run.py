@@ -36,7 +36,7 @@ def run_with_crew(job: Job, observer: Observer, *, verbose: bool = False) -> res
     """
     preparation = prepare(job, observer)
     settings = preparation.settings
-    with places(settings, verbose=verbose) as found, pool() as processes:
+    with places(settings, observer, verbose=verbose) as found, pool() as processes:
         preparation.timeline.mark("ray")
         decision = _decide(preparation, found, observer, processes)
         with Interrupt() as interrupt:  # from here on there is something to keep

@@ -44,6 +44,8 @@ from convoy.strategies import Batch, Equipment
 from convoy.strategies.averages import average, averaged_tensors
 from convoy.strategies.replica import replicate
 
+LEAST_SIZES = 3
+"""How many batch sizes are measured, however long they take."""
 STRETCH_S = 0.1
 """How long one batch size is timed at a stretch: several periods of a CPU quota."""
 
@@ -148,14 +150,17 @@ class Surveyor:
         )
 
     def _try_out(self, sizes: Sequence[int], replica: nn.Module, seconds: float) -> list[int]:
-        """Take steps of rising size, as warm-up, as far as two more rounds of them have time."""
+        """Take steps of rising size, as warm-up, as far as two more rounds of them have time.
+
+        The first few have it in any case: from one size alone nothing can be foreseen.
+        """
         begun = time.perf_counter()
         affordable: list[int] = []
         last = spent = 0.0
         for size in sizes:
             ahead = last * size / affordable[-1] if affordable else 0.0
             left = seconds - (time.perf_counter() - begun)
-            if affordable and 3 * (spent + 2 * ahead) > left:
+            if len(affordable) >= LEAST_SIZES and 3 * (spent + 2 * ahead) > left:
                 break
             affordable.append(size)
             self._step(size, replica)
