@@ -6,7 +6,8 @@ machine alone, `data` with weighted and with equal shares, and `averaging`, in t
     sudo python benchmarks/prediction.py [--repeats 2] [--only CLUSTER] [--network NETWORK]
     python benchmarks/prediction.py --summary
 
-Every pair of prediction and measurement is a row. The summary says how far off predictions are,
+Every pair of prediction and measurement is a row, and takes the place of the row that was there
+for that cluster and network. The summary says how far off predictions are,
 whether they order plans rightly, and what auto's choice costs against the best there was.
 """
 
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +117,9 @@ def main() -> None:
     parser.add_argument("--network", action="append", choices=list(NETWORKS))
     parser.add_argument("--summary", action="store_true", help="only of the pairs that are there")
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    known = RESULTS / "prediction.json"
+    rows: list[dict[str, Any]] = json.loads(known.read_text())["rows"] if known.exists() else []
     if options.summary:
-        rows = json.loads((RESULTS / "prediction.json").read_text())["rows"]
         write("prediction_summary", summary(rows), about="What `prediction` comes to.")
         return
     for number, name in enumerate(options.only or CLUSTERS):
@@ -131,6 +133,7 @@ def main() -> None:
             for network in options.network or NETWORKS:
                 out = Path(folder) / network.replace(":", "-")
                 found = compare(machines, cluster, network, options.repeats, out)
+                rows = [row for row in rows if (row["cluster"], row["network"]) != (name, network)]
                 rows += [
                     {
                         "cluster": name,
@@ -142,6 +145,7 @@ def main() -> None:
                         "each ms": [round(s * 1e3, 2) for s in run["measured_each_s"]],
                         "error": run["error"],
                         "auto": run["label"] == found["chosen"],
+                        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
                     }
                     for run in found["runs"]
                 ]

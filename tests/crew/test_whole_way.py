@@ -19,6 +19,11 @@ def test_measure_plan_train_compare(program: Callable[..., Program], tmp_path: P
     answer: dict[str, Any] = json.loads((tmp_path / "answer.json").read_text())
 
     assert answer["devices"] == 2
+    measured = json.loads((tmp_path / "profile.json").read_text())
+    for varies in (*measured["devices"], *measured["links"], measured["all_reduce"]):
+        assert len(varies["variation"]) == 10
+        assert varies["variation"] == sorted(varies["variation"])
+    assert all(device["average_s"] > 0 for device in measured["devices"])
     report = answer["report"]
     chosen = report["plans"][report["chosen"]]
     assert chosen["exact"]

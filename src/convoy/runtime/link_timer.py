@@ -17,10 +17,11 @@ LARGEST_BYTES = 1 << 26
 TRIPS = 10
 
 
-def time_link(comm: Comm, source: int, destination: int) -> dict[str, float] | None:
+def time_link(comm: Comm, source: int, destination: int) -> dict[str, Any] | None:
     """Seconds one way, and bytes/s from `source` to `destination`; None on any other rank.
 
-    Transfers grow until one takes `LINK_S`, or is as large as any that are tried.
+    Transfers grow until one takes `LINK_S`, or is as large as any that are tried. How much they
+    vary ("relative": seconds by their mean) is found with eight of an eighth of that size.
     """
     if comm.rank not in (source, destination):
         return None
@@ -38,9 +39,11 @@ def time_link(comm: Comm, source: int, destination: int) -> dict[str, float] | N
     times = [
         _agreed(comm, first, peer, _one_way(comm, first, peer, size) - latency) for _ in range(3)
     ]
+    shorter = [_agreed(comm, first, peer, _one_way(comm, first, peer, size // 8)) for _ in range(8)]
     return {
         "latency_s": latency,
         "bandwidth_bytes_s": size / max(statistics.median(times), 1e-9),
+        "relative": [seconds / statistics.fmean(shorter) for seconds in shorter],
     }
 
 

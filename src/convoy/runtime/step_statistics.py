@@ -25,8 +25,14 @@ def deciles(by_size: Sequence[Sequence[dict[str, float]]]) -> tuple[float, ...]:
         totals = [sum(s.values()) for s in steps]
         mean = sum(mean_of(steps).values())
         ratios += [t / mean for t in totals]
-    cuts = statistics.quantiles(ratios, n=20, method="inclusive") if len(ratios) > 1 else [1.0]
-    return tuple(cuts[::2])
+    return cuts_of(ratios)
+
+
+def cuts_of(ratios: Sequence[float]) -> tuple[float, ...]:
+    """Deciles (5%, 15%, ... 95%) of `ratios`; of fewer than two, 1."""
+    if len(ratios) < 2:
+        return (1.0,)
+    return tuple(statistics.quantiles(ratios, n=20, method="inclusive")[::2])
 
 
 def levelled(rounds: Sequence[Mapping[int, float]]) -> dict[int, float]:

@@ -38,6 +38,7 @@ from convoy.runtime.observer import Observer
 from convoy.runtime.party import Party
 from convoy.runtime.placement import Place, threads_at
 from convoy.runtime.pool import Pool
+from convoy.runtime.step_statistics import cuts_of
 from convoy.runtime.surveyor import Orders, Steps
 from convoy.version import __version__
 
@@ -159,8 +160,8 @@ def _measure_alone(party: Party, found: Sequence[Steps]) -> list[float]:
     orders = []
     for steps in found:
         seconds = [sum(phases) for phases in zip(*steps.seconds.values(), strict=True)]
-        # a size that takes long enough to be timed well, and not too long
-        at = next((i for i, s in enumerate(seconds) if s > 0.02), len(seconds) - 1)
+        # as near to what a run has as can be timed several times
+        at = max((i for i, s in enumerate(seconds) if s < ALONE_S / 2), default=0)
         orders.append((steps.samples[at], ALONE_S))
     ratios: list[list[float]] = [[] for _ in found]
     for _ in range(ALONE_ROUNDS):
@@ -235,7 +236,7 @@ def _measure_links(
     (port,) = party.ask("open_store", [()], ranks=[0])
     address = places[0].address
     party.ask("meet", [(r, count, address, port, timeout_s) for r in range(count)], START_TIMEOUT_S)
-    between: dict[tuple[str, str], list[dict[str, float]]] = {}
+    between: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for a, b in itertools.combinations(range(count), 2):
         pair = (places[a].machine, places[b].machine)
         known = next((p for p in between if set(p) == set(pair)), pair)
@@ -249,6 +250,7 @@ def _measure_links(
             between=pair,
             bandwidth_bytes_s=statistics.median(row["bandwidth_bytes_s"] for row in rows),
             latency_s=statistics.median(row["latency_s"] for row in rows),
+            variation=cuts_of([ratio for row in rows for ratio in row["relative"]]),
         )
         for pair, rows in between.items()
     ]
@@ -265,10 +267,9 @@ def _measure_links(
         times = [statistics.median(t) for t in zip(*(r[i]["seconds"] for r in rows), strict=True)]
         seconds.append(statistics.median(times))
         ratios += [t / seconds[-1] for t in times]
-    cuts = statistics.quantiles(ratios, n=20, method="inclusive")
     return links, AllReduceProfile(
         payload_bytes=tuple(sizes),
         seconds=tuple(seconds),
         cpu_s=tuple(tuple(row[i]["cpu_s"] for i in range(len(sizes))) for row in rows),
-        variation=tuple(cuts[::2]),
+        variation=cuts_of(ratios),
     )

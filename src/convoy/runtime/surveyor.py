@@ -240,8 +240,8 @@ class Surveyor:
         self._store = store
         self._comm = Comm(rank=rank, world_size=world_size, store=store, timeout_s=timeout_s)
 
-    def link(self, source: int, destination: int) -> dict[str, float] | None:
-        """Latency and bandwidth from one rank to another; None of one that has no part in it."""
+    def link(self, source: int, destination: int) -> dict[str, Any] | None:
+        """Latency, bandwidth and how much that varies; None of a rank that has no part in it."""
         assert self._comm is not None
         return time_link(self._comm, source, destination)
 
