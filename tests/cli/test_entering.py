@@ -10,6 +10,7 @@ import pytest
 
 from convoy.cli import entering
 from convoy.cluster import load_cluster, to_toml
+from convoy.errors import LabError
 
 CLUSTER = '[[machine]]\nname = "tower"\n\n[[machine]]\nname = "old"\ncpus = 0.5\n'
 
@@ -39,6 +40,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise EnteredError(command, environment)
 
     monkeypatch.setattr(os, "execvpe", become)
+    monkeypatch.setattr("convoy.lab.check_possible", lambda: None)
     monkeypatch.setattr("sys.argv", ["convoy", "train", "--steps", "3"])
     return path
 
@@ -61,6 +63,22 @@ def test_who_is_in_a_lab_stays_there(cluster: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("named", [None, "ray", "ray://10.0.0.1:10001"])
 def test_what_is_no_file(cluster: Path, named: str | None) -> None:
     entering.enter_lab(named)
+
+
+def test_who_is_not_root_is_told(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(entering, "LABS", cluster.parent / "labs")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(LabError, match="needs root"):
+        entering.enter_lab(str(cluster))
+
+
+def test_what_others_have_left_behind_is_no_matter(cluster: Path) -> None:
+    """A state that cannot be read, or is of another program."""
+    (cluster.parent / "labs" / "half.json").write_text("{")
+    (cluster.parent / "labs" / "none.json").write_text('{"ready": false}')
+    with pytest.raises(EnteredError):
+        entering.enter_lab(str(cluster))
 
 
 def test_another_cluster_than_the_labs(cluster: Path) -> None:

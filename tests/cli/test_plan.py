@@ -13,7 +13,14 @@ import torch
 
 from convoy import networks
 from convoy.cost.layers import fingerprint, layers_of
-from convoy.cost.profile import DeviceProfile, LayerProfile, LinkProfile, Profile, ProfiledNetwork
+from convoy.cost.profile import (
+    AllReduceProfile,
+    DeviceProfile,
+    LayerProfile,
+    LinkProfile,
+    Profile,
+    ProfiledNetwork,
+)
 from convoy.version import __version__
 
 Convoy = Callable[..., Any]
@@ -70,6 +77,12 @@ def profile(*devices: DeviceProfile) -> Profile:
         versions={"convoy": __version__, "torch": torch.__version__.partition("+")[0]},
         devices=devices or (device("tower", 1.0), device("old", 0.5)),
         links=(LinkProfile(between=("tower", "old"), bandwidth_bytes_s=1e9, latency_s=0.0),),
+        all_reduce=AllReduceProfile(
+            payload_bytes=(8, 10**6),
+            seconds=(0.001, 0.003),  # of the latter 1 ms is the bytes' way
+            cpu_s=((0.0, 0.0), (0.0, 0.0)),
+            s_per_byte=1e-9,
+        ),
     )
 
 
@@ -107,13 +120,41 @@ def test_at_its_break_even_two_machines_are_as_fast_as_one(convoy: Convoy) -> No
     measured.save(Path("p.json"))
     bandwidth = json.loads(convoy(*ASKED, "--json").out)["break_even_bandwidth"]
     assert bandwidth > 0
-    for factor, verdict in ((0.9, "single"), (1.2, "data")):
+    for factor, verdict in ((0.9, "single"), (1.1, "data")):
+        measured.save(Path("p.json"))
+        asked = json.loads(
+            convoy(*ASKED, "--bandwidth", f"{bandwidth * factor} bit/s", "--json").out
+        )
         (link,) = measured.links
         link = replace(link, bandwidth_bytes_s=bandwidth / 8 * factor)
         replace(measured, links=(link,)).save(Path("p.json"))
-        found = json.loads(convoy(*ASKED, "--json").out)
-        exact = min((p for p in found["plans"] if p["exact"]), key=lambda p: p["step_s"])
-        assert exact["strategy"] == verdict
+        edited = json.loads(convoy(*ASKED, "--json").out)
+        for found in (asked, edited):
+            assert found["plans"][found["chosen"]]["strategy"] == verdict
+        assert [p["step_s"] for p in asked["plans"]] == pytest.approx(
+            [p["step_s"] for p in edited["plans"]], rel=1e-4
+        )
+
+
+def test_a_faster_link_is_worth_what_its_bytes_took(convoy: Convoy) -> None:
+    """1.7 MB over 8 Gbit/s, and over 80: the overhead that was measured stays."""
+    profile(device("tower", 1e6), device("old", 1e6)).save(Path("p.json"))  # nothing to hide behind
+    steps = []
+    for options in ((), ("--bandwidth", "80 Gbit/s")):
+        found = json.loads(convoy(*ASKED, *options, "--strategies", "data", "--json").out)
+        steps.append(found["plans"][0]["step_s"])
+    assert steps[0] - steps[1] == pytest.approx(4 * PARAMETERS * (1e-9 - 1e-10), rel=0.2)
+
+
+def test_a_link_that_is_not_as_described(convoy: Convoy) -> None:
+    profile().save(Path("p.json"))
+    Path("cluster.toml").write_text(
+        '[[machine]]\nname = "tower"\ncpus = 1.0\n[[machine]]\nname = "old"\ncpus = 1.0\n'
+        '[network]\nbandwidth = "100 Mbit/s"\n'
+    )
+    ran = convoy(*ASKED, "--cluster", "cluster.toml")
+    said = " ".join(ran.err.split()) + " ".join(ran.out.split())
+    assert "tower - old: measured 8 Gbit/s, the cluster file says 100 Mbit/s" in said
 
 
 def test_a_table_a_verdict_and_a_picture(convoy: Convoy) -> None:

@@ -23,11 +23,14 @@ from convoy.cost.analytic import (
 )
 from convoy.cost.fabric import Fabric
 from convoy.cost.layers import NetworkFacts, layers_of
-from convoy.cost.profile import DeviceProfile
+from convoy.cost.profile import AllReduceProfile, DeviceProfile
 from convoy.cost.schedule import Compute
 from convoy.cost.simulate import simulate
-from convoy.cost.world import Device, World
+from convoy.cost.world import Device, World, world_of
+from convoy.planner import Task, predict
 from convoy.strategies import Problem, Worker, make_strategy
+
+from .profiles import device, link, profile
 
 CONV1 = Convolution(in_channels=1, filters=20, kernel=(5, 5), image=(28, 28))
 
@@ -153,3 +156,17 @@ def test_the_bound_of_unequal_devices() -> None:
     assert bound.speed_up == pytest.approx(9 / (0.6 + 8.4 / 1.5))
     assert bound.step_s == pytest.approx(0.6 + 8.4 / 1.5)
     assert bound_of(world, (1,), batch_size=10).speed_up == pytest.approx(1)
+
+
+def test_what_one_device_takes_alone_is_its_own_bound() -> None:
+    """It is a tenth faster while the other rests, and its bound knows."""
+    both = [device(machine=name, update_s=0.01, alone=0.9) for name in ("a", "b")]
+    measured = AllReduceProfile(
+        payload_bytes=(8, 10**6), seconds=(0.001, 0.01), cpu_s=((0.0, 0.0), (0.0, 0.0))
+    )
+    world = world_of(profile(both, links=(link("a", "b"),), all_reduce=measured))
+    facts = NetworkFacts(num_parameters=10, num_buffers=0)
+    task = Task(network=facts, batch_size=32)
+    predicted = predict(world, task, make_strategy("single", {}), (0,), draws=0)
+    assert bound_of(world, (0,), 32).step_s == pytest.approx(predicted.step_s)
+    assert predicted.step_s == pytest.approx(0.9 * world.devices[0].whole(32))

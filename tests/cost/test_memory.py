@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from convoy.cost.layers import LayerSize, NetworkFacts, facts_of
@@ -49,3 +52,35 @@ def test_a_large_batch_is_mostly_outputs() -> None:
 
 def test_every_optimizer_is_known() -> None:
     assert set(OPTIMIZER_STATES) == set(OPTIMIZERS)
+
+
+MEASURES = """
+import re, torch
+from pathlib import Path
+from torch.nn.functional import cross_entropy
+from convoy.networks import build
+torch.set_num_threads(1)
+warm = build("lenet", input_shape=(1, 28, 28), num_classes=10)
+cross_entropy(warm(torch.randn(2, 1, 28, 28)), torch.zeros(2, dtype=torch.int64)).backward()
+def kilobytes(key):
+    return int(re.search(key + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+before = kilobytes("VmRSS")
+model = build("vgg16", input_shape=(3, 32, 32), num_classes=10)
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+for _ in range(2):
+    loss = cross_entropy(model(torch.randn(48, 3, 32, 32)), torch.zeros(48, dtype=torch.int64))
+    loss.backward()
+    optimizer.step()
+print(1024 * (kilobytes("VmHWM") - before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_takes_about_as_much() -> None:
+    """Of the memory that the system gives it, between its imports and its second step."""
+    facts = facts_of(build("vgg16", input_shape=(3, 32, 32), num_classes=10), (3, 32, 32))
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURES], stdout=subprocess.PIPE, text=True, check=True, timeout=120
+    )
+    estimate = peak_bytes(facts, 48, optimizer="sgd") - PROCESS_BYTES
+    assert int(done.stdout) == pytest.approx(estimate, rel=0.3)

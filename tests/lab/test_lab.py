@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -32,7 +33,9 @@ def why_not() -> str:
     try:
         netns.create(name)
         netns.remove(name)
-        cgroup.remove(cgroup.create(name, 0))
+        folder = cgroup.folder_of(name, 0)
+        cgroup.create(folder)
+        cgroup.remove(folder)
     except (OSError, NetlinkError, LabError) as error:
         return f"cannot make namespaces or control groups here: {error}"
     return ""
@@ -165,8 +168,12 @@ def test_a_link_is_changed_cut_and_mended(small: lab.Lab, receiver: None) -> Non
     argv = [sys.executable, "-c", code]
     assert small.run("pi", argv, capture_output=True).returncode != 0
     assert small.run("tower", argv, capture_output=True).returncode == 0
+    assert lab.find(NAME).changed_links == {"old - pi": "cut"}
+    small.cut("pi", "old")  # it is already
     small.mend("pi", "old")
     assert is_about(8, float(python(small, "pi", SEND, "old", "1")))
+    small.mend("pi", "old")
+    assert lab.find(NAME).changed_links == {"old - pi": "mended"}
 
 
 @needs_root
@@ -174,7 +181,9 @@ def test_a_link_is_changed_cut_and_mended(small: lab.Lab, receiver: None) -> Non
 def test_machines_have_their_share_of_the_cpu(small: lab.Lab) -> None:
     assert is_about(0.5, float(python(small, "old", SPIN)))
     assert is_about(0.25, float(python(small, "pi", SPIN)))
+    assert small.cores("pi") == 0.25
     small.set_cores("pi", 0.5)
+    assert lab.find(NAME).cores("pi") == 0.5
     assert is_about(0.5, float(python(small, "pi", SPIN)))
 
 
@@ -208,6 +217,40 @@ def test_a_lab_of_the_same_name_is_refused(small: lab.Lab) -> None:
     with pytest.raises(LabError, match=f"convoy lab down --name {NAME}"):
         lab.up(CLUSTER, NAME, ray=False)
     assert lab.find(NAME).addresses == small.addresses
+
+
+@needs_root
+def test_what_others_have_made_stays_theirs() -> None:
+    """A namespace, a control group with a process in it, a folder of names of hosts."""
+    name = f"o{os.getpid()}"
+    space, group = f"convoy-{name}-1", cgroup.folder_of(name, 0)
+    names = Path("/etc/netns") / f"convoy-{name}-switch"
+    netns.create(space)
+    try:
+        with pytest.raises(LabError, match=f"namespace {space} is there already"):
+            lab.up(CLUSTER, name, ray=False)
+        assert space in netns.listnetns()
+    finally:
+        netns.remove(space)
+    cgroup.create(group)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            (group / "cgroup.procs").write_text(str(process.pid))
+            with pytest.raises(LabError, match=f"{group} is there already"):
+                lab.up(CLUSTER, name, ray=False)
+            assert cgroup.processes(group) == [process.pid]
+        finally:
+            process.kill()
+            process.wait()
+            cgroup.remove(group)
+    names.mkdir(parents=True)
+    try:
+        with pytest.raises(LabError, match=f"{names} is there already"):
+            lab.up(CLUSTER, name, ray=False)
+        assert names.is_dir()
+    finally:
+        names.rmdir()
+    assert name not in state.names()
 
 
 @needs_root
@@ -275,8 +318,11 @@ def test_both_versions_of_control_groups(tmp_path: Path) -> None:
     (tmp_path / "cpu.max").touch()
     cgroup.set_cores(tmp_path, 0.5)
     assert (tmp_path / "cpu.max").read_text() == "5000 10000"
+    assert cgroup.cores(tmp_path) == 0.5
     cgroup.set_cores(tmp_path, None)
     assert (tmp_path / "cpu.max").read_text() == "max 10000"
+    assert cgroup.cores(tmp_path) == math.inf
     (tmp_path / "cpu.max").unlink()
     cgroup.set_cores(tmp_path, 1.5)
     assert (tmp_path / "cpu.cfs_quota_us").read_text() == "15000"
+    assert cgroup.cores(tmp_path) == 1.5

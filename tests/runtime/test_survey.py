@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from convoy.cost.curve import Curve
 from convoy.runtime.formation import Job
 from convoy.runtime.settings import TrainSettings
-from convoy.runtime.survey import _spread, identity, ladder
+from convoy.runtime.survey import _spread, identity, ladder, layer_sizes
 from convoy.runtime.surveyor import Steps
 from convoy.strategies import make_strategy
 
@@ -39,23 +39,27 @@ def test_batch_sizes_by_hand(batch_size: int, sizes: tuple[int, ...]) -> None:
 
 
 def test_layers_times_sum_to_the_networks_at_every_batch_size() -> None:
-    """At sizes at which they were not timed they have their parts of the smallest that was."""
+    """At sizes at which they were not timed their parts lie between those at which they were."""
     steps = Steps(
-        samples=(1, 4, 8),
+        samples=(1, 4, 8, 16, 32, 64),
         seconds={
-            "load": (0.0,) * 3,
-            "forward": (1.0, 2.0, 3.0),
-            "backward": (2.0, 4.0, 8.0),
-            "update": (0.0,) * 3,
+            "load": (0.0,) * 6,
+            "forward": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+            "backward": (2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
+            "update": (0.0,) * 6,
         },
-        replica_s=(0.0,) * 3,
+        replica_s=(0.0,) * 6,
         variation=(1.0,),
     )
-    layers = {"conv": ((30.0, 20.0), (0.0, 5.0)), "fc": ((10.0, 20.0), (0.0, 15.0))}
+    assert layer_sizes(steps.samples) == (1, 16, 32, 64)
+    layers = {
+        "conv": ((30.0, 30.0, 20.0, 20.0), (0.0, 5.0, 5.0, 5.0)),
+        "fc": ((10.0, 30.0, 20.0, 60.0), (0.0, 15.0, 5.0, 0.0)),
+    }
     conv, fc = (_spread(steps, *layers[name], layers) for name in layers)
-    assert conv["forward_s"] == (0.75, 1.5, 1.5)
-    assert fc["forward_s"] == (0.25, 0.5, 1.5)
-    assert (conv["backward_s"][2], fc["backward_s"][2]) == (2.0, 6.0)
+    assert conv["forward_s"] == pytest.approx((0.75, 4 / 3, 7 / 3, 4.0, 8.0, 8.0))
+    assert fc["forward_s"] == pytest.approx((0.25, 2 / 3, 5 / 3, 4.0, 8.0, 24.0))
+    assert (conv["backward_s"][3], fc["backward_s"][3]) == (4.0, 12.0)
     for parts in (conv, fc):
         Curve(steps.samples, parts["forward_s"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from convoy.api.requests import (
     label_of,
     made_up,
 )
+from convoy.cluster import parse_bandwidth
 from convoy.cost.layers import facts_of
 from convoy.cost.profile import Profile
 from convoy.cost.profile import load as load_profile
-from convoy.cost.profile_fit import checked, merged
+from convoy.cost.profile_fit import checked, differences, merged
 from convoy.cost.world import world_of
-from convoy.errors import UsageError
+from convoy.errors import ProfileError, UsageError
 from convoy.planner import Task, rank_plans
 from convoy.report.plans import PlanReport
 from convoy.runtime.comparing import Comparison, compare_at
@@ -28,7 +30,7 @@ from convoy.runtime.json_lines import finite
 from convoy.runtime.observer import LogObserver, Observer
 from convoy.runtime.placement import cluster_of, places
 from convoy.runtime.pool import pool
-from convoy.runtime.profiles import check_cores, fitting
+from convoy.runtime.profiles import check_cores, contradictions, fitting
 from convoy.runtime.run_folder import (
     check_vacant,
     write_text,
@@ -65,6 +67,13 @@ def measure(
     job = job_of(network, dataset, options)
     watching = observer or LogObserver()
     before = load_profile(Path(out)) if out is not None and merge and Path(out).exists() else None
+    if before is not None:
+        if job.settings.memory_format == "auto":  # one layout for all
+            layout = replace(job.settings, memory_format=before.memory_format)
+            job = replace(job, settings=layout)
+        reasons = differences(before, identity(job))
+        if reasons:
+            raise ProfileError(f"cannot add to {out}: {'; '.join(reasons)}")
     with places(job.settings, watching, verbose=verbose) as found, pool() as processes:
         profile = survey(job, found, watching, processes)
     if before is not None:
@@ -79,6 +88,7 @@ def plan(
     *,
     profile: Profile | str | Path | None = None,
     strategies: Sequence[str] | None = None,
+    bandwidth: str | float | None = None,
     dataset: Any = None,
     observer: Observer | None = None,
     verbose: bool = False,
@@ -93,6 +103,8 @@ def plan(
         network: as for `train`.
         profile: measured figures, or the file that has them.
         strategies: the names of those to compare; all without it.
+        bandwidth: of all links between machines, in place of what was measured: bits/s, or a
+            text like "100 Mbit/s".
         dataset: as for `measure`.
         options: as for `measure`, and strategies' own.
 
@@ -100,6 +112,7 @@ def plan(
         ProfileError: the profile is of something else; says of what.
         ConvoyError: see `convoy.errors`.
     """
+    watching = observer or LogObserver()
     taken = load_profile(Path(profile)) if isinstance(profile, str | Path) else profile
     if taken is not None and dataset is None and "data" not in options:
         dataset = made_up(taken.network.input, taken.network.classes)
@@ -125,7 +138,6 @@ def plan(
         source = str(profile) if isinstance(profile, str | Path) else "given"
         taken = checked(taken, identity(job), source)
     else:
-        watching = observer or LogObserver()
         with places(settings, watching, verbose=verbose) as found, pool() as processes:
             taken = fitting(job, found, watching, processes, given=settings.profile)
     data = open_data(job)
@@ -136,7 +148,14 @@ def plan(
         optimizer=settings.optimizer,
         element_bytes=8 if settings.precision == "fp64" else 4,
     )
-    ranking = rank_plans(world_of(taken, cluster), task, ways)
+    world = world_of(taken, cluster)
+    if bandwidth is not None:
+        bits = parse_bandwidth(bandwidth) if isinstance(bandwidth, str) else bandwidth
+        world = world.at(bits / 8)
+    elif cluster is not None:
+        for contradiction in contradictions(taken, cluster):
+            watching.say(contradiction, "warning")
+    ranking = rank_plans(world, task, ways)
     return PlanReport(network=settings.network, ranking=ranking, profile=taken)
 
 

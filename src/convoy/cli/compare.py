@@ -82,6 +82,8 @@ def compare(
         print_json(comparison.to_dict())
         return
     output.print(_table(comparison))
+    pairs, right = comparison.order["pairs"], comparison.order["right"]
+    output.print(f"{right} of {pairs} pairs that differ by over a tenth were foreseen in order")
     if comparison.chosen is not None:
         output.print(f"of these, auto would take {plain(comparison.chosen)}")
     output.print(f"everything is in {plain(str(comparison.folder))}", soft_wrap=True)
@@ -93,7 +95,9 @@ def _table(comparison: Comparison) -> Table:
         f"{comparison.repeats} times in turns"
     )
     table.add_column("")
-    for name in ("predicted ms", "measured ms", "error", "images/s", "sent kB", "accuracy"):
+    for name in ("predicted ms", "measured ms", "error", "place", "p90", "predicted", "images/s"):
+        table.add_column(name, justify="right")
+    for name in ("sent kB", "accuracy"):
         table.add_column(name, justify="right")
     if comparison.target_accuracy is not None:
         table.add_column(f"s to {comparison.target_accuracy:.1%}", justify="right")
@@ -104,6 +108,9 @@ def _table(comparison: Comparison) -> Table:
             f"{run['predicted_step_s'] * 1e3:.1f}",
             f"{run['measured_step_s'] * 1e3:.1f}",
             f"{run['error']:+.1%}",
+            f"{run['predicted_place']} > {run['measured_place']}",
+            f"{run['measured_p90_s'] * 1e3:.1f}",
+            f"{run['predicted_p90_s'] * 1e3:.1f}",
             f"{run['images_per_s']:,.0f}",
             f"{run['sent_bytes_per_step'] / 1e3:,.0f}",
             f"{accuracy:.2%}" if accuracy is not None else "",

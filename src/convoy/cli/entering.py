@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -23,18 +25,29 @@ def cluster_named(cluster: str | None, config: Path | None, resume: Path | None)
     return told
 
 
+def _labs() -> dict[str, str]:
+    """The cluster files' texts of the labs that are up, by name; what cannot be read is none."""
+    found: dict[str, str] = {}
+    for path in LABS.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads(path.read_text(encoding="utf-8"))
+            if state["ready"]:
+                found[path.stem] = state["cluster"]
+    return found
+
+
 def enter_lab(cluster: str | None) -> None:
     """Start this command anew on the first machine of the lab of `cluster`, if there is one."""
     if cluster is None or IN_A_LAB in os.environ or not LABS.is_dir():
         return
     if cluster == "ray" or cluster.startswith("ray://") or not any(LABS.glob("*.json")):
         return
-    from convoy.lab import find, state  # stands on an optional package, which made what is there
-
     wanted = load_cluster(Path(cluster))
-    for name in state.names():
-        found = state.load(name)
-        if found.ready and parse_cluster(found.cluster, source=name) == wanted:
+    for name, text in sorted(_labs().items()):
+        if parse_cluster(text, source=name) == wanted:
+            from convoy.lab import check_possible, find  # stands on an optional package
+
+            check_possible()
             lab = find(name)
             first = next(iter(lab.addresses))
             sys.stderr.write(f"running in the lab {name}, on {first}\n")

@@ -21,14 +21,20 @@ Name = Annotated[str, Option(help="Which lab, where several are up.")]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
 
 
-def _lab() -> Any:
-    """The lab's code, which stands on an optional package."""
+def _lab(*, changes: bool = True) -> Any:
+    """The lab's code, which stands on an optional package.
+
+    Raises:
+        LabError: it is not there; or `changes`, and this computer or user cannot do that.
+    """
     try:
         from convoy import lab
     except ModuleNotFoundError as error:
         raise LabError(
             f"the lab needs {error.name}: pip install 'convoy-cnn[lab]' (Linux only)"
         ) from None
+    if changes:
+        lab.check_possible()
     return lab
 
 
@@ -41,7 +47,6 @@ def up(
 ) -> None:
     """Build the cluster of a file: its machines, links and CPU shares, with Ray on each."""
     lab = _lab()
-    lab.check_possible()
     built = lab.up(load_cluster(cluster), name, ray=ray)
     _show(built, as_json=json)
     if not json:
@@ -54,7 +59,7 @@ def up(
 @app.command()
 def status(name: Name = "lab", json: AsJson = False) -> None:
     """What is up: machines, addresses, cores, processes."""
-    _show(_lab().find(name), as_json=json)
+    _show(_lab(changes=False).find(name), as_json=json)
 
 
 @app.command(
@@ -131,14 +136,16 @@ def _show(lab: Any, *, as_json: bool) -> None:
         {
             "name": machine.name,
             "address": lab.addresses[machine.name],
-            "cpus": machine.cpus,
+            "cpus": lab.cores(machine.name),
             "processes": len(lab.processes(machine.name)),
         }
         for machine in lab.cluster.real_machines
     ]
     network = lab.cluster.network
     if as_json:
-        print_json({"name": lab.name, "machines": machines, "bandwidth": network.bandwidth_bit_s})
+        about = {"name": lab.name, "ready": lab.is_ready, "machines": machines}
+        changed = dict(lab.changed_links)
+        print_json({**about, "bandwidth": network.bandwidth_bit_s, "changed_links": changed})
         return
     table = Table(
         title=f"lab {plain(lab.name)}, {format_bandwidth(network.bandwidth_bit_s)}",
@@ -150,4 +157,9 @@ def _show(lab: Any, *, as_json: bool) -> None:
         table.add_row(
             plain(str(row["name"])), str(row["address"]), f"{row['cpus']:g}", str(row["processes"])
         )
-    console(as_json=False).print(table)
+    output = console(as_json=False)
+    output.print(table)
+    for pair, what in lab.changed_links.items():
+        output.print(f"link {plain(pair)}: {what}")
+    if not lab.is_ready:
+        output.print(f"not built to the end: convoy lab down --name {lab.name}")

@@ -44,6 +44,9 @@ def plan(
     ] = None,
     batch_size: BatchSize = 64,
     strategies: Strategies = None,
+    bandwidth: Annotated[
+        str | None, Option(help="Of all links between machines, as if it were '100 Mbit/s'.")
+    ] = None,
     data: DataName = None,
     data_dir: DataDir = None,
     optimizer: Name = None,
@@ -76,6 +79,9 @@ def plan(
         return
     output.print(_table(report, len(report.ranking.predictions) if all_plans else SHOWN))
     output.print(report.ranking.advice)
+    chosen = report.ranking.predictions[report.ranking.chosen]
+    for link, size in (chosen.link_bytes or {}).items():
+        output.print(f"{plain(link)}: {size / 1e3:,.0f} kB a step")
     if picture is not None:
         output.print(f"one step of it is drawn in {plain(str(picture))}")
 

@@ -2,9 +2,9 @@
 
 Chavan & Kulkarni give their cost model of a parallel CNN as equations (5) to (8): the work of a
 convolution layer, the time of communication, the time of execution, the speed-up. The functions
-here are those four, derived from first principles in a notation of our own; they are no
-transcription, and where a form below differs from a printed one, ours is what follows from the
-operations themselves. What such forms easily get wrong, and what is held to here:
+here are those four, derived from first principles in a notation of our own. The paper's print
+was not at hand, so its misprints are not listed one by one; where a form below differs from a
+printed one, ours is what follows from the operations themselves. What is held to here:
 
 - a convolution has all of samples, filters, *output* positions, input channels and *both* sides of
   the kernel as factors; without the channels, or with the input's positions, it is another number;
@@ -30,6 +30,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from convoy.cost.schedule import Compute
 from convoy.cost.world import World
 
 
@@ -143,16 +144,16 @@ class Bound:
 def bound_of(world: World, picks: Sequence[int], batch_size: int) -> Bound:
     """Amdahl's bound for `batch_size` samples on the picked devices, unequal as they are.
 
-    Speeds are those at the whole batch. A device that is faster per sample with fewer of them, as
-    where a batch outgrows its cache, may beat this bound; one that is slower falls short of it.
+    Speeds are those at the whole batch, while so many devices work at once. A device that is faster
+    per sample with fewer of them, as where a batch outgrows its cache, may beat this bound; one that
+    is slower falls short of it.
     """
-    devices = [world.devices[pick] for pick in picks]
-    updates = [device.profile.update_s / device.speed for device in devices]
-    shared = [
-        device.whole(batch_size) - update for device, update in zip(devices, updates, strict=True)
-    ]
-    fastest = min(range(len(devices)), key=lambda i: shared[i] + updates[i])
-    workers = sum(shared[fastest] / seconds for seconds in shared)
+    steps = [world.step_curve(pick, len(picks))(batch_size) for pick in picks]
+    seconds = world.seconds(picks)
+    updates = [seconds(Compute(rank=rank, phase="update", samples=0)) for rank in range(len(picks))]
+    shared = [step - update for step, update in zip(steps, updates, strict=True)]
+    fastest = min(range(len(picks)), key=lambda i: shared[i] + updates[i])
+    workers = sum(shared[fastest] / own for own in shared)
     gain = amdahl_bound(updates[fastest], shared[fastest], max(1.0, workers))
     return Bound(
         serial_s=updates[fastest],

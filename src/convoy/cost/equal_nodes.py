@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from convoy.cost.curve import Curve
 from convoy.cost.fabric import AllReduce, Fabric
 from convoy.cost.schedule import Compute
-from convoy.cost.world import Device, World
+from convoy.cost.world import Device, Overhead, World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +90,11 @@ class EqualNodes:
             return 2 * power + (2 if ends > 2**power else 0)
         return 2 * (ends - 1)
 
-    def _overhead(self, count: int) -> Curve | None:
-        """What was measured of m in a ring: of no bytes by rounds, of each byte by (n - 1) / n."""
-        world = self.world
-        if world.overhead is None or count < 2:
+    def _overhead(self, count: int) -> Overhead | None:
+        """What was measured of some in a ring, for `count` and their rounds."""
+        if self.world.overhead is None or count < 2:
             return None
-        m = world.num_measured
-        sizes = world.overhead.measured.samples
-        excess = [world.overhead(size) for size in sizes]
-        by_rounds = excess[0] * self.rounds(count) / (2 * (m - 1))
-        by_bytes = ((count - 1) / count) / ((m - 1) / m)
-        scaled = [max(0.0, by_rounds + (e - excess[0]) * by_bytes) for e in excess]
-        return Curve(sizes, tuple(scaled))
+        return replace(self.world.overhead, count=count, rounds=self.rounds(count))
 
     def _cpu(self, count: int) -> Curve:
         return self.world.collective_cpu(self.pick, count)

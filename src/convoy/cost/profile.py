@@ -143,12 +143,19 @@ class AllReduceProfile:
     cpu_s: tuple[tuple[float, ...], ...]
     """CPU time of each rank, by size; as many of the profile's first devices took part."""
     variation: tuple[float, ...] = STEADY
+    s_per_byte: float | None = None
+    """Of `seconds`, what was the way of each byte of payload over the links as they were then;
+    None: over those that stand in the profile."""
+    delay_s: float = 0.0
+    """Of `seconds`, what was the links' latencies."""
 
     def __post_init__(self) -> None:
         _check_curve("all_reduce", "seconds", self.payload_bytes, self.seconds)
         for rank, row in enumerate(self.cpu_s):
             _check_curve("all_reduce", f"cpu_s.{rank}", self.payload_bytes, row)
         _check_figures("all_reduce", "variation", *self.variation)
+        _check_figures("all_reduce", "s_per_byte", self.s_per_byte or 0.0, zero=True)
+        _check_figures("all_reduce", "delay_s", self.delay_s, zero=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +173,8 @@ class Profile:
     devices: tuple[DeviceProfile, ...]
     links: tuple[LinkProfile, ...] = ()
     all_reduce: AllReduceProfile | None = None
+    loading: str = "from memory"
+    """What loading is: fetching images that lie in memory, or a data set's name; and augmenting."""
     created: str = ""
     version: int = VERSION
 

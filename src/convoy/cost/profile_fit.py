@@ -23,6 +23,7 @@ def differences(profile: Profile, wanted: Profile) -> list[str]:
         ("classes", profile.network.classes, wanted.network.classes),
         ("precision", profile.precision, wanted.precision),
         ("optimizer", profile.optimizer, wanted.optimizer),
+        ("loading", profile.loading, wanted.loading),
         *((f"version of {n}", profile.versions.get(n), v) for n, v in wanted.versions.items()),
     ):
         if had != want:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convoy.cost.schedule import Collective, Schedule, sent_by_rank
+from convoy.cost.schedule import Compute, Schedule, ranks_of, sent_by_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,30 +29,26 @@ class RankTimes:
 def split_ranks(
     schedule: Schedule, spans: tuple[Span, ...], num_ranks: int
 ) -> tuple[RankTimes, ...]:
-    """Split each rank's step as a real run does: blocked from its last collective's issue on."""
-    step_s = max((span.end for span in spans), default=0.0)
-    last: dict[int, int] = {}
-    for index, operation in enumerate(schedule):
-        if isinstance(operation, Collective):
-            last |= dict.fromkeys(operation.ranks, index)
-    blocked = [0.0] * num_ranks
-    for index in set(last.values()):
-        issued: dict[int, float] = {}
-        for before in schedule[index].after:
-            rank = getattr(schedule[before], "rank", None)
-            if rank is not None:
-                issued[rank] = max(issued.get(rank, 0.0), spans[before].end)
-        for rank, its_last in last.items():
-            if its_last == index:
-                blocked[rank] = spans[index].end - issued.get(rank, spans[index].start)
+    """Split each rank's step as a real run does: it is blocked while it does not compute.
+
+    A rank's step ends with the last operation that it takes part in. Of the time for which all are
+    blocked, as much as the least blocked one is counts as communicating.
+    """
+    walls, computed = [0.0] * num_ranks, [0.0] * num_ranks
+    for operation, span in zip(schedule, spans, strict=True):
+        for rank in ranks_of(operation):
+            walls[rank] = max(walls[rank], span.end)
+        if isinstance(operation, Compute):
+            computed[operation.rank] += span.end - span.start
+    blocked = [max(0.0, wall - own) for wall, own in zip(walls, computed, strict=True)]
     comm_s = min(blocked, default=0.0)
     sent = sent_by_rank(schedule, num_ranks)
     return tuple(
         RankTimes(
-            compute_s=step_s - blocked[rank],
+            compute_s=walls[rank] - blocked[rank],
             wait_s=blocked[rank] - comm_s,
             comm_s=comm_s,
-            wall_s=step_s,
+            wall_s=walls[rank],
             sent_bytes=sent[rank],
         )
         for rank in range(num_ranks)

@@ -13,92 +13,20 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from convoy.cluster import Cluster
 from convoy.cost.curve import Curve
+from convoy.cost.device import Device
 from convoy.cost.fabric import AllReduce, Fabric, all_reduce_flow
-from convoy.cost.profile import AllReduceProfile, DeviceProfile, Profile
+from convoy.cost.overhead import Overhead
+from convoy.cost.profile import AllReduceProfile, Profile
 from convoy.cost.schedule import Compute
 from convoy.errors import ProfileError
 
+__all__ = ["Device", "Luck", "Overhead", "World", "with_way", "world_of"]
+
 TRANSFER_CPU_S_PER_BYTE = 1e-9
 """Where no all-reduce was measured: about what a kernel takes to copy and to add."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """A device that may take part in training, and what its work takes."""
-
-    machine: str
-    device: str
-    host: int
-    """Which machine of the world it is on."""
-    profile: DeviceProfile
-    speed: float = 1.0
-    """How many times as fast as the one that was measured."""
-    measured_as: int = 0
-    """Its position in the profile."""
-
-    @cached_property
-    def whole(self) -> Curve:
-        """Seconds of a step alone: loading, forward, backward, update."""
-        profile = self.profile
-        phases = (profile.load_s, profile.forward_s, profile.backward_s)
-        sums = tuple(profile.update_s + sum(s) for s in zip(*phases, strict=True))
-        return Curve(profile.samples, sums).scaled(1 / self.speed)
-
-    @cached_property
-    def replica(self) -> Curve:
-        """Seconds that a step takes longer for one who exchanges gradients."""
-        profile = self.profile
-        extra = profile.replica_s or (0.0,) * len(profile.samples)
-        return Curve(profile.samples, extra).scaled(1 / self.speed)
-
-    def seconds(self, compute: Compute) -> float:
-        """What `compute` takes here while the other devices work too."""
-        if compute.phase == "update":
-            return self.profile.update_s / self.speed
-        if compute.phase == "average":
-            return self.profile.average_s / self.speed
-        if compute.phase == "replica":
-            return self.replica(compute.samples)
-        return self._curve(compute.phase, compute.layer)(compute.samples)
-
-    @cached_property
-    def _curves(self) -> dict[tuple[str, str], Curve]:
-        return {}
-
-    def _curve(self, phase: str, layer: str) -> Curve:
-        key = (phase, layer)
-        if key not in self._curves:
-            if layer:
-                seconds = getattr(self.profile.layer(layer), f"{phase}_s")
-                curve = Curve(self.profile.samples, seconds)
-            else:
-                curve = self.profile.curve(phase)
-            self._curves[key] = curve.scaled(1 / self.speed)
-        return self._curves[key]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overhead:
-    """What an all-reduce takes besides latencies and its bytes' way, by payload bytes.
-
-    It is what was measured less those, so that it may fall where payloads grow.
-    """
-
-    measured: Curve
-    delay_s: float
-    """Latencies in the way of the measured all-reduces."""
-    s_per_byte: float
-    """Seconds of their way."""
-    factor: float = 1.0
-
-    def __call__(self, payload_bytes: float) -> float:
-        """Seconds for a payload of that size."""
-        way = self.delay_s + self.s_per_byte * payload_bytes
-        return self.factor * max(0.0, self.measured(payload_bytes) - way)
 
 
 class Luck:
@@ -166,6 +94,15 @@ class World:
             cpu=tuple(self.collective_cpu(pick, count) for pick in picks),
         )
 
+    def at(self, bandwidth: float) -> World:
+        """The world with all links between machines at `bandwidth`, in bytes/s."""
+        return replace(
+            self,
+            bandwidths={
+                (a, b): w if a == b else bandwidth for (a, b), w in self.bandwidths.items()
+            },
+        )
+
     def select(self, measured_as: Sequence[int]) -> World:
         """The world with these of the profile's devices only, in this order."""
         by_position = {device.measured_as: device for device in self.devices}
@@ -213,10 +150,10 @@ class World:
         return alone + (1 - alone) * (count - 1) / (self.num_measured - 1)
 
     def _overhead(self, count: int) -> Overhead | None:
-        """As `overhead`, among `count`: a ring has 2 (n - 1) rounds."""
+        """As `overhead`, in a ring of `count`."""
         if self.overhead is None or count < 2:
             return None
-        return replace(self.overhead, factor=(count - 1) / (self.num_measured - 1))
+        return replace(self.overhead, count=count, rounds=2 * (count - 1))
 
     def collective_cpu(self, pick: int, count: int) -> Curve:
         """Seconds of a device that a collective among `count` costs, by payload bytes.
@@ -324,11 +261,14 @@ def _links(
     return bandwidths, latencies
 
 
-def _overhead(profile: Profile) -> Overhead | None:
-    """What the measured all-reduces took more than their bytes take over the measured links."""
+def with_way(profile: Profile) -> Profile:
+    """The profile with what of its all-reduces' time was their bytes' way over its links.
+
+    Whoever changes a link afterwards changes what its bytes take, and not what was beside it.
+    """
     measured, count = profile.all_reduce, _num_measured(profile)
     if measured is None or count == 1:
-        return None
+        return profile
     devices = profile.devices[:count]
     names = list(dict.fromkeys(device.machine for device in devices))
     bandwidths, latencies = _links(profile, None, names, {name: (name, 1.0) for name in names})
@@ -343,6 +283,24 @@ def _overhead(profile: Profile) -> Overhead | None:
     fabric = measured_on.fabric(range(count))
     load, delay = all_reduce_flow(fabric, tuple(range(count)), 1)
     way = max((part / fabric.capacity(link) for link, part in load.items()), default=0.0)
+    return replace(profile, all_reduce=replace(measured, delay_s=delay, s_per_byte=way))
+
+
+def _overhead(profile: Profile) -> Overhead | None:
+    """What the measured all-reduces took more than their bytes' way over the links then."""
+    count = _num_measured(profile)
+    if profile.all_reduce is None or count == 1:
+        return None
+    if profile.all_reduce.s_per_byte is None:  # nobody has said: as the links are now
+        profile = with_way(profile)
+    measured = profile.all_reduce
+    assert measured is not None
+    assert measured.s_per_byte is not None
     return Overhead(
-        measured=Curve(measured.payload_bytes, measured.seconds), delay_s=delay, s_per_byte=way
+        measured=Curve(measured.payload_bytes, measured.seconds),
+        delay_s=measured.delay_s,
+        s_per_byte=measured.s_per_byte,
+        among=count,
+        count=count,
+        rounds=2 * (count - 1),
     )

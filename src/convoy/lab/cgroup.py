@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import signal
 import time
@@ -15,21 +17,29 @@ PERIOD_US = 10_000
 PATIENCE_S = 5.0
 
 
-def create(lab: str, machine_number: int) -> Path:
-    """Make a group for a machine; returns its folder."""
-    version_1 = (ROOT / "cpu").is_dir()
-    parent = ROOT / "cpu" if version_1 else ROOT
-    folder = parent / f"convoy-lab-{lab}-{machine_number}"
+def folder_of(lab: str, machine_number: int) -> Path:
+    """Where the group of a machine is, or will be."""
+    return (ROOT / "cpu" if _is_version_1() else ROOT) / f"convoy-lab-{lab}-{machine_number}"
+
+
+def _is_version_1() -> bool:
+    return (ROOT / "cpu").is_dir()
+
+
+def create(folder: Path) -> None:
+    """Make a group. Raises LabError where that cannot be, or it is there already."""
     try:
-        if not version_1 and "cpu" not in (ROOT / "cgroup.subtree_control").read_text().split():
+        if (
+            not _is_version_1()
+            and "cpu" not in (ROOT / "cgroup.subtree_control").read_text().split()
+        ):
             (ROOT / "cgroup.subtree_control").write_text("+cpu")
-        folder.mkdir(exist_ok=True)
+        folder.mkdir()
     except OSError as error:
         raise LabError(
             f"cannot make the control group {folder}: {error.strerror}. The lab limits machines' "
             "CPUs with cgroups, version 1 or 2, which have to be mounted and writable"
         ) from None
-    return folder
 
 
 def set_cores(folder: Path, cores: float | None) -> None:
@@ -42,6 +52,18 @@ def set_cores(folder: Path, cores: float | None) -> None:
     (folder / "cpu.cfs_quota_us").write_text(str(quota))
 
 
+def cores(folder: Path) -> float:
+    """How many cores the group may use; infinite without a limit, 0 if it is not there."""
+    if not folder.is_dir():
+        return 0.0
+    if (folder / "cpu.max").exists():
+        quota, period = (folder / "cpu.max").read_text().split()
+    else:
+        quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+        period = (folder / "cpu.cfs_period_us").read_text().strip()
+    return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+
+
 def processes(folder: Path) -> list[int]:
     """The process ids in a group."""
     try:
@@ -51,12 +73,13 @@ def processes(folder: Path) -> list[int]:
 
 
 def signal_all(folder: Path, number: signal.Signals) -> None:
-    """Send a signal to all processes of a group."""
-    for pid in processes(folder):
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
+    """Send a signal to all processes of a group, those too that they start meanwhile."""
+    told: set[int] = set()
+    while untold := set(processes(folder)) - told:
+        for pid in untold:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        told |= untold
 
 
 def end_all(folder: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from convoy.cluster import Cluster, parse_cluster, to_toml
+from convoy.cluster import Cluster, format_bandwidth, parse_cluster, to_toml
 from convoy.errors import LabError, describe_unknown
 from convoy.lab import cgroup, network, state
 from convoy.lab.state import LabState
@@ -87,15 +88,21 @@ class Lab:
 
     def set_bandwidth(self, a: str, b: str, bandwidth_bit_s: float) -> None:
         """Give two machines a link of their own with this bandwidth, from now on."""
-        network.set_cable(self._state.namespaces, self._order, self._pair(a, b), bandwidth_bit_s)
+        pair = self._pair(a, b)
+        network.set_cable(self._state.namespaces, self._order, pair, bandwidth_bit_s)
+        self._note(pair, format_bandwidth(bandwidth_bit_s))
 
     def cut(self, a: str, b: str) -> None:
         """Let nothing through between two machines."""
-        network.cut(self._state.namespaces, self._order, self._pair(a, b))
+        pair = self._pair(a, b)
+        network.cut(self._state.namespaces, self._order, pair)
+        self._note(pair, "cut")
 
     def mend(self, a: str, b: str) -> None:
         """Undo `cut`."""
-        network.mend(self._state.namespaces, self._order, self._pair(a, b))
+        pair = self._pair(a, b)
+        network.mend(self._state.namespaces, self._order, pair)
+        self._note(pair, "mended")
 
     def set_cores(self, machine: str, cores: float) -> None:
         """Change how much of the CPU a machine has."""
@@ -114,6 +121,21 @@ class Lab:
         """Kill all processes of a machine, Ray's too: as if the plug were pulled."""
         self._signal(machine, signal.SIGKILL)
 
+    def cores(self, machine: str) -> float:
+        """The cores that a machine has now."""
+        self._check(machine)
+        return cgroup.cores(Path(self._state.cgroups[machine]))
+
+    @property
+    def changed_links(self) -> Mapping[str, str]:
+        """What has become of links since the lab is up, by "a - b"."""
+        return self._state.links
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it was built to the end."""
+        return self._state.ready
+
     def processes(self, machine: str) -> list[int]:
         """Process ids on a machine."""
         self._check(machine)
@@ -127,6 +149,10 @@ class Lab:
         for machine in (a, b):
             self._check(machine)
         return self.cluster.link(a, b).between
+
+    def _note(self, pair: tuple[str, str], what: str) -> None:
+        self._state.links[" - ".join(pair)] = what
+        self._state.save()
 
     def _check(self, machine: str) -> None:
         if machine not in self._state.cgroups:
@@ -153,20 +179,20 @@ def up(cluster: Cluster, name: str = "lab", *, ray: bool = True) -> Lab:
     check_possible()
     if re.fullmatch(r"[a-z][a-z0-9]{0,11}", name) is None:
         raise LabError(f"lab {name!r}: expected up to 12 small letters and digits, a letter first")
-    if name in state.names():
-        raise LabError(f"lab {name!r} is up, or was left behind: convoy lab down --name {name}")
     machines = cluster.real_machines
     built = LabState(name=name, cluster=to_toml(cluster))
     built.namespaces = {m.name: f"convoy-{name}-{i}" for i, m in enumerate(machines)}
     built.namespaces[""] = f"convoy-{name}-switch"
     built.addresses = {m.name: network.address(i) for i, m in enumerate(machines)}
-    built.save()
+    built.cgroups = {m.name: str(cgroup.folder_of(name, i)) for i, m in enumerate(machines)}
+    built.folder = f"{tempfile.gettempdir()}/convoy-lab-{name}-{secrets.token_hex(4)}"
+    if name not in state.names():
+        _refuse_foreign(built)
+    built.claim()
     try:
-        for number, machine in enumerate(machines):
-            built.cgroups[machine.name] = str(cgroup.create(name, number))
-            built.save()
-        built.folder = tempfile.mkdtemp(prefix=f"convoy-lab-{name}-")
-        built.save()
+        for group in built.cgroups.values():
+            cgroup.create(Path(group))
+        Path(built.folder).mkdir(mode=0o700)
         network.build(cluster, built.namespaces)
         _name_hosts(built)
         lab = Lab(built)
@@ -180,6 +206,19 @@ def up(cluster: Cluster, name: str = "lab", *, ray: bool = True) -> Lab:
         down(name)
         raise
     return lab
+
+
+def _refuse_foreign(planned: LabState) -> None:
+    """Raise LabError if something is there already that the lab would make, and later remove."""
+    taken = [f"the network namespace {n}" for n in network.existing(planned.namespaces)]
+    folders = [*map(Path, planned.cgroups.values())]
+    folders += [ETC_NETNS / namespace for namespace in planned.namespaces.values()]
+    taken += [str(folder) for folder in folders if folder.exists()]
+    if taken:
+        raise LabError(
+            f"lab {planned.name!r} cannot be built: {taken[0]} is there already, and no lab that "
+            "is known here has made it. Take another --name, or remove it"
+        )
 
 
 def down(name: str = "lab") -> None:

@@ -13,8 +13,9 @@ The switch has a namespace too, so nothing is added to the computer's own networ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from pyroute2 import NetNS, netns
 from pyroute2.netlink.exceptions import NetlinkError
@@ -115,15 +116,30 @@ def set_cable(
 def cut(namespaces: Mapping[str, str], order: list[str], between: tuple[str, str]) -> None:
     """Let nothing through between two machines, as if the cable were pulled."""
     for here, there in (between, between[::-1]):
-        with NetNS(namespaces[here]) as inside, suppress(NetlinkError):
+        with NetNS(namespaces[here]) as inside, _fine_if(errno.EEXIST):
             inside.route("add", dst=_host(order, there), type="blackhole", priority=1)
 
 
 def mend(namespaces: Mapping[str, str], order: list[str], between: tuple[str, str]) -> None:
     """Undo `cut`."""
     for here, there in (between, between[::-1]):
-        with NetNS(namespaces[here]) as inside, suppress(NetlinkError):
+        with NetNS(namespaces[here]) as inside, _fine_if(errno.ESRCH):
             inside.route("del", dst=_host(order, there), type="blackhole", priority=1)
+
+
+@contextmanager
+def _fine_if(code: int) -> Iterator[None]:
+    """Within it, that error of the kernel's is none; another is a LabError."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code != code:
+            raise LabError(f"the kernel refuses to change a route: {error}") from None
+
+
+def existing(namespaces: Mapping[str, str]) -> list[str]:
+    """Those of the namespaces that are there."""
+    return sorted(set(netns.listnetns()) & set(namespaces.values()))
 
 
 def remove(namespaces: Mapping[str, str]) -> None:

@@ -28,6 +28,8 @@ class LabState:
     """Control group's folder by machine."""
     folder: str = ""
     """Where Ray and the names of hosts are kept."""
+    links: dict[str, str] = field(default_factory=dict)
+    """What has been changed of links since: by "a - b", "cut" or bits/s."""
     ready: bool = False
 
     @property
@@ -35,12 +37,24 @@ class LabState:
         """Where it is kept."""
         return FOLDER / f"{self.name}.json"
 
+    def claim(self) -> None:
+        """Take the name. Raises LabError if a lab has it."""
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            raise LabError(
+                f"lab {self.name!r} is up, or was left behind: convoy lab down --name {self.name}"
+            ) from None
+        self.save()
+
     def save(self) -> None:
-        """Write it, whole or not at all."""
+        """Write it, whole or not at all; everyone may read it."""
         FOLDER.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=FOLDER, prefix=f".{self.name}-")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(asdict(self), file, indent=1)
+            os.fchmod(file.fileno(), 0o644)
         Path(temporary).replace(self.path)
 
 

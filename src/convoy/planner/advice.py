@@ -48,14 +48,12 @@ def _about_links(
     several = len({world.devices[pick].host for pick in best.picks}) > 1
     if break_even is None:
         never = not several and any(len(some) > 1 for some in hosts)
-        return ["No link would be fast enough for several machines to be faster."] * never
+        return ["No link would be fast enough for several machines to be worth it."] * never
     if break_even == 0:
-        return ["One machine would not be faster however slow the links were."] * several
+        return ["Several machines would be worth it however slow the links were."] * several
     if several:
-        return [f"Below {_bits(break_even)} of bandwidth between machines, one machine is faster."]
-    return [
-        f"It would take links of {_bits(break_even)} for several machines to be faster than one."
-    ]
+        return [f"Below {_bits(break_even)} between machines, one machine does as well alone."]
+    return [f"It would take links of {_bits(break_even)} for several machines to be worth it."]
 
 
 def _why_not(

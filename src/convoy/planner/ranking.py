@@ -28,6 +28,8 @@ REFINED = 4
 """How many plans of each strategy are played with variation. The others are played once, on
 average, and count as lengthened by as much as variation lengthens those, so that none of them is
 best for not having been looked at closely."""
+SLOWEST_LINK, FASTEST_LINK = 1e3, 1e12
+"""Bytes/s between which a break-even is looked for."""
 WORTH_IT = 0.02
 """A machine that shortens a step by less than this part is not worth its keep."""
 
@@ -45,8 +47,8 @@ class Ranking:
     fewer devices that is hardly slower."""
     advice: str
     break_even_bandwidth: float | None
-    """Bits/s of the links below which one machine is faster; 0 where it never is, None where it
-    always is, or where several or one cannot be used at all."""
+    """Bits/s of the links below which several machines are not worth it; 0 where they always are,
+    None where they never are, or where several or one cannot be used at all."""
 
     @property
     def best(self) -> Prediction:
@@ -175,30 +177,42 @@ def _choose(found: Sequence[Prediction]) -> int:
 
 
 def _break_even(world: World, task: Task, found: Sequence[Prediction]) -> float | None:
-    """Bits/s at which the best plan of several machines is as fast as the best of one machine."""
+    """Bits/s from which on some plan of several machines is worth more than any of one machine.
 
-    def num_hosts(prediction: Prediction) -> int:
-        return len({world.devices[pick].host for pick in prediction.picks})
-
+    Each plan is played without variation at other links, and lengthened by as much as variation
+    lengthens it at those that there are, so that the answer agrees with what is chosen there.
+    """
     usable = [p for p in found if p.feasible and p.strategy.exact]
-    one = next((p for p in usable if num_hosts(p) == 1), None)
-    best = next((p for p in usable if num_hosts(p) > 1), None)
-    if one is None or best is None:
+    hosts = {id(p): len({world.devices[pick].host for pick in p.picks}) for p in usable}
+    alone = min((p.step_s for p in usable if hosts[id(p)] == 1), default=None)
+    several = [p for p in usable if hosts[id(p)] > 1]
+    if alone is None or not several:
         return None
+    best: float | None = None
+    for p in several:  # the fastest here first: few of the others go lower
+        plain = predict(world, task, p.strategy, p.picks, draws=0).step_s
+        enough = alone / (1 + WORTH_IT) * plain / p.step_s
 
-    def step_s(bandwidth: float) -> float:
-        return predict(world, task, best.strategy, best.picks, draws=0, bandwidth=bandwidth).step_s
+        def pays(bandwidth: float, p: Prediction = p, enough: float = enough) -> bool:
+            step = predict(world, task, p.strategy, p.picks, draws=0, bandwidth=bandwidth)
+            return step.step_s < enough
 
-    alone = predict(world, task, one.strategy, one.picks, draws=0).step_s
-    low, high = 1e3, 1e12
-    if step_s(high) >= alone:
-        return None
-    if step_s(low) < alone:
-        return 0.0
+        if pays(best or FASTEST_LINK):
+            best = _lowest(pays, best or FASTEST_LINK)
+        if best is not None and best <= SLOWEST_LINK:
+            return 0.0
+    return None if best is None else 8 * best
+
+
+def _lowest(pays: Callable[[float], bool], high: float) -> float:
+    """The lowest bandwidth that pays, within 2%; SLOWEST_LINK if that one does."""
+    low = SLOWEST_LINK
+    if pays(low):
+        return low
     while high / low > 1.02:
         middle = (low * high) ** 0.5
-        if step_s(middle) < alone:
+        if pays(middle):
             high = middle
         else:
             low = middle
-    return 8 * high
+    return high

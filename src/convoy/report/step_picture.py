@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.figure
 import matplotlib.patches
 
-from convoy.cost.schedule import Compute, Operation, Transfer
+from convoy.cost.schedule import Collective, Compute, Operation, Transfer
 from convoy.cost.simulate import Span
 from convoy.planner import play
 from convoy.report.plans import PlanReport
@@ -33,11 +33,12 @@ def draw_step(report: PlanReport, path: Path) -> Path:
     chosen = ranking.best
     schedule, played = play(ranking.world, chosen)
     names = [ranking.world.devices[pick].machine for pick in chosen.picks]
-    rows = len(names) + (1 if len(names) > 1 else 0)
+    links = _links(schedule, [ranking.world.devices[pick].host for pick in chosen.picks])
+    rows = len(names) + len(links)
     figure = matplotlib.figure.Figure(figsize=(11, 1.6 + 0.6 * rows), layout="constrained")
     axes = figure.subplots()
-    used = _draw_spans(axes, schedule, played.spans, len(names))
-    labels = [*names, "network"][:rows]
+    used = _draw_spans(axes, schedule, played.spans, len(names), links)
+    labels = [*names, *(f"{names[a]} to {names[b]}" for a, b in links)]
     axes.set_yticks(range(rows), labels)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds")
@@ -61,20 +62,41 @@ def draw_step(report: PlanReport, path: Path) -> Path:
     return path
 
 
+def _links(schedule: Sequence[Operation], hosts: Sequence[int]) -> list[tuple[int, int]]:
+    """Pairs of ranks on different machines between which something goes, in that direction."""
+    pairs = {pair for operation in schedule for pair in _pairs(operation)}
+    return sorted((a, b) for a, b in pairs if hosts[a] != hosts[b])
+
+
+def _pairs(operation: Operation) -> list[tuple[int, int]]:
+    """From whom to whom an operation's bytes go: of a collective, round a ring."""
+    match operation:
+        case Transfer(source=source, destination=destination, payload_bytes=size):
+            return [(source, destination)] if size else []
+        case Collective(ranks=ranks):
+            return list(zip(ranks, (*ranks[1:], ranks[0]), strict=True))
+        case _:
+            return []
+
+
 def _draw_spans(
-    axes: Any, schedule: Sequence[Operation], spans: Sequence[Span], num_ranks: int
+    axes: Any,
+    schedule: Sequence[Operation],
+    spans: Sequence[Span],
+    num_ranks: int,
+    links: Sequence[tuple[int, int]],
 ) -> set[str]:
-    """Bars by rank, and below them the exchanges; returns the kinds of work that occur."""
+    """Bars by rank, and below them by link; returns the kinds of work that occur."""
     bars: dict[tuple[int, str], list[tuple[float, float]]] = {}
-    key: tuple[int, str]
     for operation, span in zip(schedule, spans, strict=True):
+        keys: list[tuple[int, str]]
         if isinstance(operation, Compute):
-            key = (operation.rank, operation.phase)
+            keys = [(operation.rank, operation.phase)]
         else:
-            key = (num_ranks, "exchange")
-            if isinstance(operation, Transfer) and operation.payload_bytes == 0:
-                continue
-        bars.setdefault(key, []).append((span.start * 1e3, (span.end - span.start) * 1e3))
+            pairs = [pair for pair in _pairs(operation) if pair in links]
+            keys = [(num_ranks + links.index(pair), "exchange") for pair in pairs]
+        for key in keys:
+            bars.setdefault(key, []).append((span.start * 1e3, (span.end - span.start) * 1e3))
     for (row, kind), stretches in bars.items():
         axes.broken_barh(
             stretches, (row - 0.35, 0.7), color=COLOURS[kind], edgecolor="white", linewidth=0.3

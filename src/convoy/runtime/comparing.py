@@ -10,19 +10,21 @@ that grows slower with time does so for all; processes are used again and again.
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from convoy.cost.layers import facts_of
 from convoy.cost.world import World, world_of
+from convoy.datasets import DataSet
 from convoy.errors import UsageError
 from convoy.planner import Prediction, Ranking, Task, predict, rank_plans
 from convoy.runtime.deciding import Decision, informed
 from convoy.runtime.formation import Job
-from convoy.runtime.ingredients import build_network, open_data
+from convoy.runtime.ingredients import build_network, num_steps, open_data
 from convoy.runtime.interrupt import Interrupt
 from convoy.runtime.json_lines import read_lines
 from convoy.runtime.observer import Observer
@@ -33,6 +35,7 @@ from convoy.runtime.profiles import fitting, positions
 from convoy.runtime.records import StepSummary, read_steps
 from convoy.runtime.results import WARM_UP_STEPS, RunResult
 from convoy.runtime.run import run_at
+from convoy.runtime.sampler import GlobalOrder
 from convoy.runtime.settings import TrainSettings
 from convoy.strategies import candidates
 from convoy.strategies.shares import cut
@@ -41,6 +44,8 @@ RUN_S = 4.0
 """How long each run is to take, about, where nothing is said of steps or epochs."""
 LEAST_STEPS, MOST_STEPS = 8, 600
 """Steps of such a run that are counted, apart from warm-up."""
+DIFFERENT = 1.1
+"""Ways whose measured times differ by this factor have an order."""
 TRIMMED = 0.1
 """What is left out at either end before a mean is taken."""
 
@@ -68,6 +73,9 @@ class Comparison:
     """One row for each way, over all of its repeats."""
     chosen: str | None
     """The label of the way that `auto` would take if these were all; None if it takes none."""
+    order: dict[str, int]
+    """Of the pairs of ways whose measured times differ by over a tenth, how many there are, and
+    how many were put in that order."""
     folder: Path
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +122,7 @@ def compare_at(
         ways = _ways(
             world, task, [ranking.best, *ranking.predictions], equal=equal, each_single=each_single
         )
-        _check_steps(settings, ways)
+        _check_steps(settings, data, ways)
         results: dict[str, list[tuple[RunResult, float]]] = {way.label: [] for way in ways}
         for repeat in range(repeats):
             turn = repeat % len(ways)
@@ -128,6 +136,9 @@ def compare_at(
                 step_s = measured_step_s(result.folder, _period(way), task.batch_size)
                 results[way.label].append((result, step_s))
     rows = [_row(world, way, results[way.label], target_accuracy) for way in ways]
+    for key in ("predicted", "measured"):
+        for place, row in enumerate(sorted(rows, key=lambda r: r[f"{key}_step_s"]), 1):
+            row[f"{key}_place"] = place
     return Comparison(
         network=settings.network,
         dataset=data.name,
@@ -136,18 +147,36 @@ def compare_at(
         target_accuracy=target_accuracy,
         runs=sorted(rows, key=lambda row: row["measured_step_s"]),
         chosen=ways[0].label if ways[0].prediction.strategy.exact else None,
+        order=_order(rows),
         folder=out,
     )
 
 
-def _check_steps(settings: TrainSettings, ways: Sequence[Way]) -> None:
+def _order(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Of the pairs whose measured times differ enough to have an order, how many had it before."""
+    pairs = [
+        sorted(pair, key=lambda row: row["measured_step_s"])
+        for pair in itertools.combinations(rows, 2)
+    ]
+    apart = [(a, b) for a, b in pairs if b["measured_step_s"] > a["measured_step_s"] * DIFFERENT]
+    right = sum(a["predicted_step_s"] < b["predicted_step_s"] for a, b in apart)
+    return {"pairs": len(apart), "right": right}
+
+
+def _check_steps(settings: TrainSettings, data: DataSet, ways: Sequence[Way]) -> None:
     """Refuse runs so short that nothing is left to be timed."""
+    if settings.steps is None and settings.epochs is None:
+        return
+    order = GlobalOrder(
+        num_samples=len(data.train), batch_size=settings.batch_size, seed=settings.seed
+    )
+    steps = num_steps(settings, order)
     for way in ways:
         least = WARM_UP_STEPS + _period(way)
-        if settings.steps is not None and settings.steps < least:
+        if steps < least:
             raise UsageError(
-                f"--steps {settings.steps}: {way.label} needs {least} or more, since the first "
-                f"{WARM_UP_STEPS} are not counted"
+                f"{steps} steps: {way.label} needs {least} or more, since the first "
+                f"{WARM_UP_STEPS} are not counted. Give more --steps or --epochs"
             )
 
 
@@ -215,6 +244,8 @@ def _ways(
         if equal and strategy.exchanges_gradients:
             shares = tuple(cut(task.batch_size, [1.0] * len(everyone)))
             alike = predict(world, task, strategy, everyone, shares=shares)
+            if not alike.feasible:
+                raise UsageError(f"--equal: {alike.reason}")
             ways.append(Way(label=f"{label} equal", prediction=alike, equal=True))
     if not ways:
         raise UsageError(f"nothing to compare: {predictions[0].reason}")
@@ -266,6 +297,7 @@ def _row(
         "predicted_step_s": predicted.step_s,
         "predicted_p90_s": predicted.step_p90_s,
         "measured_step_s": measured,
+        "measured_p90_s": statistics.median(r.step_s["p90"] or 0.0 for r, _ in results),
         "measured_each_s": [step_s for _, step_s in results],
         "error": predicted.step_s / measured - 1,
         "images_per_s": predicted.plan.problem.batch_size / measured,

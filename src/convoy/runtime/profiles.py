@@ -12,7 +12,7 @@ from typing import Any
 
 import pooch
 
-from convoy.cluster import Cluster
+from convoy.cluster import Cluster, format_bandwidth
 from convoy.cost.profile import DeviceProfile, Profile, load
 from convoy.cost.profile_fit import checked, misfits
 from convoy.errors import ProfileError
@@ -22,6 +22,9 @@ from convoy.runtime.placement import Place, cluster_of, threads_at
 from convoy.runtime.pool import Pool
 from convoy.runtime.settings import TrainSettings
 from convoy.runtime.survey import describe, identity, survey
+
+ALIKE = 1.3
+"""By which factor a link may be faster or slower than described without a word."""
 
 
 def fitting(
@@ -90,6 +93,23 @@ def check_cores(profile: Profile, cluster: Cluster) -> None:
                 )
 
 
+def contradictions(profile: Profile, cluster: Cluster) -> list[str]:
+    """Where links were measured as something else than what the cluster file says of them."""
+    found = []
+    for measured in profile.links:
+        a, b = measured.between
+        if a == b or not {a, b} <= {machine.name for machine in cluster.real_machines}:
+            continue
+        told, bits_s = cluster.link(a, b).bandwidth_bit_s, 8 * measured.bandwidth_bytes_s
+        if not 1 / ALIKE < bits_s / told < ALIKE:
+            found.append(
+                f"{a} - {b}: measured {format_bandwidth(round(bits_s, -3))}, the cluster file says "
+                f"{format_bandwidth(told)}; planning with what was measured. To plan for another "
+                "link, give --bandwidth"
+            )
+    return found
+
+
 def links_of(settings: TrainSettings) -> str:
     """What the cluster file says of links: with others, what was measured is of no use."""
     cluster = cluster_of(settings)
@@ -102,6 +122,7 @@ def links_of(settings: TrainSettings) -> str:
 def cache_path(wanted: Profile, links: str = "") -> Path:
     """Where the profile for these machines, links and network is kept."""
     what = [wanted.network, wanted.precision, wanted.optimizer, wanted.memory_format]
+    what.append(wanted.loading)
     where = [(d.machine, d.device, d.cores, d.threads) for d in wanted.devices]
     digest = hashlib.sha256(repr((what, where, links)).encode()).hexdigest()[:12]
     name = re.sub(r"[^a-zA-Z0-9.-]+", "-", wanted.network.name).strip("-")[:40]

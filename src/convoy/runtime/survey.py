@@ -20,6 +20,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy
 import torch
 
 from convoy.cost.layers import fingerprint, layers_of
@@ -31,6 +32,9 @@ from convoy.cost.profile import (
     Profile,
     ProfiledNetwork,
 )
+from convoy.cost.world import with_way
+from convoy.datasets import DataSet
+from convoy.datasets.memory import MemoryImages
 from convoy.runtime.formation import Job
 from convoy.runtime.ingredients import build_network, open_data
 from convoy.runtime.member_handle import START_TIMEOUT_S
@@ -38,6 +42,7 @@ from convoy.runtime.observer import Observer
 from convoy.runtime.party import Party
 from convoy.runtime.placement import Place, threads_at
 from convoy.runtime.pool import Pool
+from convoy.runtime.settings import TrainSettings
 from convoy.runtime.step_statistics import cuts_of
 from convoy.runtime.surveyor import Orders, Steps
 from convoy.version import __version__
@@ -66,9 +71,16 @@ def identity(job: Job) -> Profile:
         optimizer=settings.optimizer,
         memory_format=settings.memory_format,
         batch_size=settings.batch_size,
+        loading=_loading(data, settings),
         versions={"convoy": __version__, "torch": torch.__version__.partition("+")[0]},
         devices=(),
     )
+
+
+def _loading(data: DataSet, settings: TrainSettings) -> str:
+    """Images that lie in memory are all alike; what reads files is like nothing else."""
+    source = "from memory" if isinstance(data.train, MemoryImages) else settings.data
+    return source if settings.augment == "none" else f"{source}, {settings.augment}"
 
 
 def describe(places: Sequence[Place], pool: Pool) -> list[dict[str, Any]]:
@@ -99,7 +111,7 @@ def survey(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) ->
         orders = Orders(layout=layout, samples=sizes, seconds=STEPS_S)
         found: list[Steps] = party.ask("steps", [(orders,)] * len(places))
         averages = party.ask("average", [(AVERAGE_S,)] * len(places))
-        layers = party.ask("layers", [(steps.samples[-3:], LAYERS_S) for steps in found])
+        layers = party.ask("layers", [(layer_sizes(s.samples), LAYERS_S) for s in found])
         filters = party.ask("filters", [(steps.samples[-1], FILTERS_S) for steps in found])
         alone = [1.0]
         if len(places) > 1:
@@ -116,12 +128,13 @@ def survey(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) ->
         party.end()
         raise
     wanted = identity(job)
-    return Profile(
+    profile = Profile(
         network=wanted.network,
         precision=wanted.precision,
         optimizer=wanted.optimizer,
         memory_format=layout,
         batch_size=wanted.batch_size,
+        loading=wanted.loading,
         versions=wanted.versions,
         devices=tuple(
             replace(device, average_s=averages[i], alone=alone[i], memory_formats=layouts[i])
@@ -131,6 +144,7 @@ def survey(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) ->
         all_reduce=all_reduce,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    return with_way(profile)
 
 
 def ladder(batch_size: int) -> tuple[int, ...]:
@@ -205,6 +219,11 @@ def _device_profile(
     )
 
 
+def layer_sizes(samples: Sequence[int]) -> tuple[int, ...]:
+    """The batch sizes at which layers are timed: the smallest, and the largest three."""
+    return tuple(dict.fromkeys((samples[0], *samples[-3:])))
+
+
 def _spread(
     steps: Steps,
     forward: tuple[float, ...],
@@ -213,17 +232,16 @@ def _spread(
 ) -> dict[str, tuple[float, ...]]:
     """One layer's part of the whole network's times, at all of its batch sizes.
 
-    Layers were timed at the largest sizes only; at the others, the smallest of those stands.
+    At sizes between those at which layers were timed, parts lie between theirs.
     """
-    timed = len(forward)
+    timed = [steps.samples.index(size) for size in layer_sizes(steps.samples)]
     parts: dict[str, tuple[float, ...]] = {}
     for phase, own, place in (("forward", forward, 0), ("backward", backward, 1)):
-        sums = [sum(times[place][i] for times in layers.values()) or 1.0 for i in range(timed)]
-        shares = [own[i] / sums[i] for i in range(timed)]
-        missing = len(steps.samples) - timed
-        shares = [shares[0]] * missing + shares
+        sums = [sum(times[place][i] for times in layers.values()) or 1.0 for i in range(len(own))]
+        shares = [seconds / whole for seconds, whole in zip(own, sums, strict=True)]
+        every = numpy.interp(range(len(steps.samples)), timed, shares)
         whole = steps.seconds[phase]
-        parts[f"{phase}_s"] = tuple(s * w for s, w in zip(shares, whole, strict=True))
+        parts[f"{phase}_s"] = tuple(float(s * w) for s, w in zip(every, whole, strict=True))
     return parts
 
 

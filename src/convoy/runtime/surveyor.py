@@ -29,6 +29,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convoy.comm import Comm, Rehearsal, peer_loss
+from convoy.datasets import augment
 from convoy.interfaces import interface_of
 from convoy.runtime import state
 from convoy.runtime.device_facts import describe_device
@@ -263,6 +264,9 @@ class Surveyor:
         trainee = self._trainee
         indices = torch.arange(size) % len(trainee.data.train)
         inputs, targets = trainee.fetch(indices)
+        if trainee.job.settings.augment == "flip-crop":
+            draws = augment.draw(size, torch.Generator().manual_seed(0))
+            inputs = augment.flip_crop(inputs, draws.to(self._device))
         return Batch(
             step=0,
             inputs=laid_out(inputs, self._layout),

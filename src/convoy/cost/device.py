@@ -1,0 +1,65 @@
+"""A device that may take part in training, and what its work takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from convoy.cost.curve import Curve
+from convoy.cost.profile import DeviceProfile
+from convoy.cost.schedule import Compute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A device that may take part in training, and what its work takes."""
+
+    machine: str
+    device: str
+    host: int
+    """Which machine of the world it is on."""
+    profile: DeviceProfile
+    speed: float = 1.0
+    """How many times as fast as the one that was measured."""
+    measured_as: int = 0
+    """Its position in the profile."""
+
+    @cached_property
+    def whole(self) -> Curve:
+        """Seconds of a step alone: loading, forward, backward, update."""
+        profile = self.profile
+        phases = (profile.load_s, profile.forward_s, profile.backward_s)
+        sums = tuple(profile.update_s + sum(s) for s in zip(*phases, strict=True))
+        return Curve(profile.samples, sums).scaled(1 / self.speed)
+
+    @cached_property
+    def replica(self) -> Curve:
+        """Seconds that a step takes longer for one who exchanges gradients."""
+        profile = self.profile
+        extra = profile.replica_s or (0.0,) * len(profile.samples)
+        return Curve(profile.samples, extra).scaled(1 / self.speed)
+
+    def seconds(self, compute: Compute) -> float:
+        """What `compute` takes here while the other devices work too."""
+        if compute.phase == "update":
+            return self.profile.update_s / self.speed
+        if compute.phase == "average":
+            return self.profile.average_s / self.speed
+        if compute.phase == "replica":
+            return self.replica(compute.samples)
+        return self._curve(compute.phase, compute.layer)(compute.samples)
+
+    @cached_property
+    def _curves(self) -> dict[tuple[str, str], Curve]:
+        return {}
+
+    def _curve(self, phase: str, layer: str) -> Curve:
+        key = (phase, layer)
+        if key not in self._curves:
+            if layer:
+                seconds = getattr(self.profile.layer(layer), f"{phase}_s")
+                curve = Curve(self.profile.samples, seconds)
+            else:
+                curve = self.profile.curve(phase)
+            self._curves[key] = curve.scaled(1 / self.speed)
+        return self._curves[key]
