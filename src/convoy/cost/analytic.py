@@ -145,8 +145,8 @@ def bound_of(world: World, picks: Sequence[int], batch_size: int) -> Bound:
     """Amdahl's bound for `batch_size` samples on the picked devices, unequal as they are.
 
     Speeds are those at the whole batch, while so many devices work at once. A device that is faster
-    per sample with fewer of them, as where a batch outgrows its cache, may beat this bound; one that
-    is slower falls short of it.
+    per sample with fewer of them, as where a batch outgrows its cache, may beat this bound; one
+    that is slower falls short of it.
     """
     steps = [world.step_curve(pick, len(picks))(batch_size) for pick in picks]
     seconds = world.seconds(picks)
