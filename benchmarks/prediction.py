@@ -106,6 +106,11 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ("auto over the best exact plan, mean", statistics.fmean(regrets)),
         ("auto over the best of all, averaging too, mean", statistics.fmean(any_regrets)),
     ]
+    for cluster in dict.fromkeys(row["cluster"] for row in rows):
+        for name, found in by_strategy.items():
+            here = [row for row in found if row["cluster"] == cluster]
+            if here:
+                figures.append((f"mean absolute error, {name}, {cluster}", error(here)))
     return [{"figure": name, "value": value} for name, value in figures]
 
 

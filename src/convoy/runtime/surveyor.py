@@ -45,8 +45,6 @@ from convoy.strategies import Batch, Equipment
 from convoy.strategies.averages import average, averaged_tensors
 from convoy.strategies.replica import replicate
 
-LEAST_SIZES = 3
-"""How many batch sizes are measured, however long they take."""
 STRETCH_S = 0.1
 """How long one batch size is timed at a stretch: several periods of a CPU quota."""
 
@@ -153,7 +151,8 @@ class Surveyor:
     def _try_out(self, sizes: Sequence[int], replica: nn.Module, seconds: float) -> list[int]:
         """Take steps of rising size, as warm-up, as far as two more rounds of them have time.
 
-        The first few have it in any case: from one size alone nothing can be foreseen.
+        Half of the largest has it in any case, with a quarter and the smallest: from a few samples
+        it cannot be foreseen what many take.
         """
         begun = time.perf_counter()
         affordable: list[int] = []
@@ -161,13 +160,21 @@ class Surveyor:
         for size in sizes:
             ahead = last * size / affordable[-1] if affordable else 0.0
             left = seconds - (time.perf_counter() - begun)
-            if len(affordable) >= LEAST_SIZES and 3 * (spent + 2 * ahead) > left:
+            if affordable and 3 * (spent + 2 * ahead) > left:
                 break
             affordable.append(size)
             self._step(size, replica)
             last = sum(self._step(size, self._trainee.model).values())
             spent += 2 * max(last, STRETCH_S)
-        return affordable
+        quarters = sizes[-4:]
+        least = sorted({sizes[0], quarters[0], quarters[min(1, len(quarters) - 1)]})
+        if affordable[-1] >= least[-1]:
+            return affordable
+        for size in least:
+            if size > affordable[-1]:
+                self._step(size, replica)
+                self._step(size, self._trainee.model)
+        return least
 
     def _learns_from_one(self) -> bool:
         """Whether a batch may be one sample: batch normalisation may then have no variance."""
