@@ -92,13 +92,20 @@ def compare(
 def _table(comparison: Comparison) -> Table:
     table = Table(
         title=f"{plain(comparison.network)}, batch of {comparison.batch_size}, "
-        f"{comparison.repeats} times in turns"
+        f"{comparison.repeats} times in turns",
+        padding=(0, 0, 0, 1),
     )
-    table.add_column("")
-    for name in ("predicted ms", "measured ms", "error", "place", "p90", "predicted", "images/s"):
-        table.add_column(name, justify="right")
-    for name in ("sent kB", "accuracy"):
-        table.add_column(name, justify="right")
+    table.add_column("", no_wrap=True)
+    for name in (
+        "predicted ms",
+        "measured ms",
+        "error",
+        "place",
+        "images/s",
+        "sent kB",
+        "accuracy",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
     if comparison.target_accuracy is not None:
         table.add_column(f"s to {comparison.target_accuracy:.1%}", justify="right")
     for run in comparison.runs:
@@ -109,8 +116,6 @@ def _table(comparison: Comparison) -> Table:
             f"{run['measured_step_s'] * 1e3:.1f}",
             f"{run['error']:+.1%}",
             f"{run['predicted_place']} > {run['measured_place']}",
-            f"{run['measured_p90_s'] * 1e3:.1f}",
-            f"{run['predicted_p90_s'] * 1e3:.1f}",
             f"{run['images_per_s']:,.0f}",
             f"{run['sent_bytes_per_step'] / 1e3:,.0f}",
             f"{accuracy:.2%}" if accuracy is not None else "",
