@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -63,6 +64,8 @@ class Comm:
         self._direct_bytes = 0
         self._blocked_s = 0.0
         self._last_issue_s: float | None = None
+        self._under_way: list[tuple[dist.Work, Tensor]] = []
+        """What is being sent: a tensor has to live until it is."""
         if world_size > 1:
             if store is None:
                 raise AssertionError("more than one rank needs a store to meet at")
@@ -132,6 +135,38 @@ class Comm:
         started = time.perf_counter()
         with peer_loss():
             dist.recv(tensor, source)
+        self._blocked_s += time.perf_counter() - started
+
+    def send_async(self, tensor: Tensor, destination: int) -> None:
+        """As `send`, but returns at once; `tensor` is not to change until `finish`."""
+        with peer_loss():
+            work = dist.isend(tensor, destination)
+        assert work is not None  # both are of the group
+        self._direct_bytes += tensor.numel() * tensor.element_size()
+        self._under_way.append((work, tensor))
+
+    def receive_async(self, tensor: Tensor, source: int) -> Callable[[], Tensor]:
+        """As `receive`, but returns at once; what it returns waits for the tensor and gives it."""
+        with peer_loss():
+            work = dist.irecv(tensor, source)
+        assert work is not None
+
+        def wait() -> Tensor:
+            started = time.perf_counter()
+            with peer_loss():
+                work.wait()
+            self._blocked_s += time.perf_counter() - started
+            return tensor
+
+        return wait
+
+    def finish(self) -> None:
+        """Wait until what `send_async` was given has been sent."""
+        started = time.perf_counter()
+        with peer_loss():
+            for work, _ in self._under_way:
+                work.wait()
+        self._under_way.clear()
         self._blocked_s += time.perf_counter() - started
 
     def maximum(self, values: list[float], device: torch.device) -> list[float]:

@@ -93,9 +93,11 @@ def test_the_contract_and_the_closed_form(convoy: Convoy) -> None:
     found = json.loads(ran.out)
     assert (ran.status, ran.err) == (0, "")
     assert all(plan.keys() >= KEYS for plan in found["plans"])
-    assert {plan["strategy"] for plan in found["plans"]} == {"single", "data", "averaging"}
-    exact = [plan["step_s"] for plan in found["plans"] if plan["exact"]]
-    assert exact == sorted(exact)
+    assert {plan["strategy"] for plan in found["plans"]} == {
+        *("single", "data", "averaging", "filter")
+    }
+    steps = [plan["step_s"] for plan in found["plans"]]
+    assert steps == sorted(steps)
 
     chosen = found["plans"][found["chosen"]]
     alone = 60 * 0.003 * len(traced())

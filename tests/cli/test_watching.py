@@ -24,8 +24,8 @@ PLAN: dict[str, Any] = {
     "classes": 10,
     "strategy": "data",
     "machines": [
-        {"name": "tower[1]", "device": "cuda:0", "samples": 48},
-        {"name": "old", "device": "cpu", "samples": 16},
+        {"name": "tower[1]", "device": "cuda:0", "samples": 48, "share": 0.75},
+        {"name": "old", "device": "cpu", "samples": 16, "share": 0.25},
     ],
     "batch_size": 64,
     "steps": 20,

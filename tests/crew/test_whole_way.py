@@ -27,7 +27,9 @@ def test_measure_plan_train_compare(program: Callable[..., Program], tmp_path: P
     report = answer["report"]
     chosen = report["plans"][report["chosen"]]
     assert chosen["exact"]
-    assert {plan["strategy"] for plan in report["plans"]} == {"single", "data", "averaging"}
+    assert {plan["strategy"] for plan in report["plans"]} == {
+        *("single", "data", "averaging", "filter")
+    }
     assert all(sum(m["samples"] for m in plan["machines"]) == 32 for plan in report["plans"])
     assert report["advice"].startswith("Use ")
 
@@ -45,7 +47,7 @@ def test_measure_plan_train_compare(program: Callable[..., Program], tmp_path: P
 
     rows = {row["label"]: row for row in answer["comparison"]["runs"]}
     singles = [label for label in rows if label.startswith("single")]
-    assert {"data", "data equal", "averaging"} == rows.keys() - set(singles)
+    assert {"data", "data equal", "averaging", "filter"} == rows.keys() - set(singles)
     assert len(singles) == 2
     assert [m["samples"] for m in rows["data equal"]["machines"]] == [16, 16]
     for row in rows.values():

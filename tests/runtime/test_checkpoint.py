@@ -21,7 +21,7 @@ from convoy.runtime.checkpoint import (
     write_checkpoint,
 )
 from convoy.runtime.formation import Part
-from convoy.runtime.state import Tensors
+from convoy.state import Tensors
 from convoy.strategies import Pending
 
 FILES = ("checkpoint.json", "state-0.safetensors", "state-1.safetensors")

@@ -14,10 +14,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from convoy import networks
 from convoy.cost.layers import facts_of
 from convoy.runtime.formation import Formation, Job, Outcome, Part
 from convoy.runtime.settings import TrainSettings
-from convoy.runtime.state import Tensors
+from convoy.state import Tensors
 from convoy.strategies import Plan, Problem, Worker, make_strategy
 
 from . import small_networks
@@ -44,7 +45,17 @@ def job_for(
 def network_of(job: Job) -> Any:
     """The job's network, with torch's own first weights."""
     assert isinstance(job.network, str)
-    return getattr(small_networks, job.network.partition(":")[2])()
+    module, _, function = job.network.partition(":")
+    if module == "small_networks":
+        return getattr(small_networks, function)()
+    _, _, classes, _ = str(job.dataset).split(":")
+    return networks.build(job.network, input_shape=shape_of(job), num_classes=int(classes))
+
+
+def shape_of(job: Job) -> tuple[int, int, int]:
+    """Of the images of the job's data set, which is synthetic:CxHxW:classes:samples."""
+    channels, height, width = map(int, str(job.dataset).split(":")[1].split("x"))
+    return channels, height, width
 
 
 def plan_of(job: Job, weights: Sequence[float]) -> Plan:
@@ -55,8 +66,9 @@ def plan_of(job: Job, weights: Sequence[float]) -> Plan:
     problem = Problem(
         batch_size=job.settings.batch_size,
         workers=workers,
-        network=facts_of(network_of(job)),
+        network=facts_of(network_of(job), shape_of(job)),
         element_bytes=8 if job.settings.precision == "fp64" else 4,
+        mixed=job.settings.precision == "bf16",
     )
     return job.strategy.plan(problem)
 
@@ -81,7 +93,7 @@ class Report:
     rank: int
     outcome: Outcome
     state: Tensors
-    """As `convoy.runtime.state` packs it."""
+    """As `convoy.state` packs it."""
     records: list[dict[str, Any]]
     checkpoints: list[tuple[int, Part, bool]]
     """Step, part, and whether it stands for every rank."""
@@ -143,6 +155,7 @@ class Crew:
         self._members: list[Member] = []
         self._generation = 0
         self._formed: Formed | None = None
+        self._layout = "contiguous"
 
     @property
     def pids(self) -> set[int]:
@@ -151,6 +164,7 @@ class Crew:
 
     def build(self, job: Job) -> None:
         """Give every process the job; starts those that are missing, were killed or hang."""
+        self._layout = job.settings.memory_format
         if self._formed is not None and not self._formed.ended:  # a test has failed half-way
             for member in self._members:
                 if member.alive:
@@ -192,7 +206,7 @@ class Crew:
                 backend="gloo",
                 part=(parts or {}).get(rank),
                 source_rank=source_rank,
-                layout="contiguous",
+                layout=self._layout,
             )
             member.ask(
                 "train",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convoy.datasets import open_dataset
 from convoy.runtime.formation import Job, Part
 from convoy.runtime.sampler import derive_seed
-from convoy.runtime.state import Tensors
+from convoy.state import Tensors
 
 from .harness import network_of
 

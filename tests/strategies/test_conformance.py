@@ -35,6 +35,8 @@ class Row:
     """Steps done and lost with a peer that dies in step 4."""
     keeps_apart: tuple[str, ...] = ("num_batches_tracked",)
     """Endings of tensors that ranks do not share: here, of batches that each has counted."""
+    stops: int = 2
+    """The rank that is stopped in the middle of a pass, while rank 2 is killed."""
 
     def __str__(self) -> str:
         return " ".join([self.strategy, *(f"{k}={v}" for k, v in self.options.items())])
@@ -64,6 +66,23 @@ ROWS = [
         options={"average_every": "end", "sync_first": 2},
         loses=2,
     ),
+    Row(strategy="filter", exact_with={}, networks=ANY_NETWORK, loses=1, stops=0),
+    Row(
+        strategy="filter",
+        options={"fuse": "no", "snapshot_every": 2},
+        exact_with={},
+        networks=ANY_NETWORK,
+        stops=0,
+    ),
+    Row(
+        strategy="filter",
+        options={"resident": "no"},
+        exact_with={},
+        networks=ANY_NETWORK,
+        loses=1,
+        stops=0,
+    ),
+    Row(strategy="filter", options={"wire": "bf16"}, loses=1, stops=0),
 ]
 SENDING = [row for row in ROWS if row.strategy != "single"]
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
@@ -183,10 +202,12 @@ def test_survivors_of_a_lost_peer_go_on(crew: Crew, row: Row, place: str) -> Non
     part, back_to = first_part(job), 4 - row.loses
     crew.build(job)
     formed = crew.form(
-        plan_of(job, WEIGHTS), parts={0: part}, halt=Halt(rank=2, place=place, step=4)
+        plan_of(job, WEIGHTS), parts={0: part}, halt=Halt(rank=row.stops, place=place, step=4)
     )
     formed.await_halt()
     formed.kill(2)
+    if row.stops != 2:
+        formed.go_on()
     left = formed.reports()
     assert [report.outcome.kind for report in left] == ["peer lost", "peer lost"]
     assert [report.outcome.step for report in left] == [back_to, back_to]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from convoy.datasets import open_dataset
 from convoy.runtime.formation import Part
-from convoy.runtime.state import Tensors
+from convoy.state import Tensors
 
 from .harness import Crew, job_for, plan_of
 from .reference import (

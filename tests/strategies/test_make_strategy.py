@@ -36,8 +36,11 @@ def test_every_strategy_is_a_frozen_configuration_under_its_own_name(name: str) 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("date", r"unknown strategy 'date'\. Nearest: data\. Known: averaging, data, single"),
-        ("", r"unknown strategy ''\. Known: averaging, data, single"),
+        (
+            "date",
+            r"unknown strategy 'date'\. Nearest: data\. Known: averaging, data, filter,",
+        ),
+        ("", r"unknown strategy ''\. Known: averaging, data, filter, single"),
         ("DATA", r"unknown strategy 'DATA'\. Nearest: data\."),
     ],
 )
@@ -56,7 +59,11 @@ def test_an_option_that_no_strategy_has() -> None:
     [
         ("data", {"average_every": 4}, "--average-every belongs to --strategy averaging; 'data'"),
         ("averaging", {"batch_norm": "sync"}, "--batch-norm belongs to --strategy data;"),
-        ("single", {"wire": "fp32"}, "--wire belongs to --strategy data; 'single' does not"),
+        (
+            "single",
+            {"wire": "fp32"},
+            "--wire belongs to --strategy data or filter; 'single'",
+        ),
     ],
 )
 def test_an_option_of_another_strategy(name: str, option: dict[str, Any], owner: str) -> None:

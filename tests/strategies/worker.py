@@ -33,7 +33,7 @@ import small_networks  # beside this script
 import torch
 import torch.distributed as dist
 
-from convoy.runtime import state
+from convoy import state
 from convoy.runtime.formation import Formation, Job, Part
 from convoy.runtime.gate import Gate
 from convoy.runtime.training import Trainee

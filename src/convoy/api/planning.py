@@ -22,9 +22,10 @@ from convoy.cost.profile import load as load_profile
 from convoy.cost.profile_fit import checked, differences, merged
 from convoy.cost.world import world_of
 from convoy.errors import ProfileError, UsageError
-from convoy.planner import Task, rank_plans
+from convoy.planner import rank_plans
 from convoy.report.plans import PlanReport
 from convoy.runtime.comparing import Comparison, compare_at
+from convoy.runtime.deciding import task_of
 from convoy.runtime.ingredients import build_network, open_data
 from convoy.runtime.json_lines import finite
 from convoy.runtime.observer import LogObserver, Observer
@@ -142,12 +143,7 @@ def plan(
             taken = fitting(job, found, watching, processes, given=settings.profile)
     data = open_data(job)
     model = build_network(job.network, data, settings.seed)
-    task = Task(
-        network=facts_of(model, data.train.image_shape),
-        batch_size=settings.batch_size,
-        optimizer=settings.optimizer,
-        element_bytes=8 if settings.precision == "fp64" else 4,
-    )
+    task = task_of(settings, facts_of(model, data.train.image_shape))
     world = world_of(taken, cluster)
     if bandwidth is not None:
         bits = parse_bandwidth(bandwidth) if isinstance(bandwidth, str) else bandwidth

@@ -71,7 +71,7 @@ def strategy_of(settings: TrainSettings) -> Strategy | None:
         return make_strategy(settings.strategy, settings.strategy_options)
     if settings.shares is not None:
         return make_strategy(UNPLANNED, settings.strategy_options)
-    exact = [name for name, strategy in STRATEGIES.items() if strategy.exact]
+    exact = [name for name, s in STRATEGIES.items() if s.exact and s.proven]
     candidates(settings.strategy_options, exact)  # before anything is started
     return None
 

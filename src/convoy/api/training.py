@@ -34,7 +34,7 @@ from convoy.runtime.run_folder import (
     open_run_folder,
     read_settings,
 )
-from convoy.runtime.state import Tensors
+from convoy.state import Tensors
 from convoy.strategies import UNPLANNED, make_strategy
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Any
 
@@ -34,6 +35,13 @@ def complain(error: Exception) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(
         Text("error: ", style="bold red") + Text(str(error))
     )
+
+
+def who_does_what(machines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each machine's samples; where it is not samples that are divided, its part of the work."""
+    total = sum(m["samples"] for m in machines) or 1
+    by_sample = all(abs(m["share"] - m["samples"] / total) < 1e-9 for m in machines)
+    return [f"{m['samples']}" if by_sample else f"{m['share']:.0%}" for m in machines]
 
 
 def plain(text: str) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 from typer import Option
 
 from convoy import api
-from convoy.cli.console import console, plain, print_json, stdout_for
+from convoy.cli.console import console, plain, print_json, stdout_for, who_does_what
 from convoy.cli.entering import enter_lab
 from convoy.cli.planning_options import (
     AsJson,
@@ -95,12 +95,13 @@ def _table(report: PlanReport, shown: int) -> Table:
     )
     table.add_column("", no_wrap=True)
     table.add_column("strategy", no_wrap=True)
-    table.add_column("samples by machine")
+    table.add_column("samples, or work")
     for name in ("step ms", "p90", "bound", "images/s", "gain", "sent kB", "MiB"):
         table.add_column(name, justify="right", no_wrap=True)
     for number, prediction in enumerate(ranking.predictions[:shown]):
         row = report.row(prediction)
-        machines = ", ".join(f"{plain(m['name'])} {m['samples']}" for m in row["machines"])
+        parts = zip(row["machines"], who_does_what(row["machines"]), strict=True)
+        machines = ", ".join(f"{plain(m['name'])} {part}" for m, part in parts)
         mark = "[green]>[/]" if number == ranking.chosen else ""
         if row["step_s"] is None or not row["feasible"]:
             table.add_row(mark, row["strategy"], f"{machines}: {plain(row['reason'])}")

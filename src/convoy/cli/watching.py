@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from convoy.cli.console import plain
+from convoy.cli.console import plain, who_does_what
 from convoy.runtime.observer import Level
 from convoy.runtime.records import StepSummary
 from convoy.runtime.results import RunResult
@@ -57,9 +57,8 @@ class Watcher:
             f"[bold]{plain(plan['dataset'])}[/]: {plan['train_samples']:,} images of {shape}, "
             f"{plan['classes']} classes; {plan['test_samples']:,} to test with"
         )
-        ranks = ", ".join(
-            f"{plain(m['name'])} {m['device']} {m['samples']}" for m in plan["machines"]
-        )
+        parts = zip(plan["machines"], who_does_what(plan["machines"]), strict=True)
+        ranks = ", ".join(f"{plain(m['name'])} {m['device']} {part}" for m, part in parts)
         self._console.print(
             f"[bold]{plan['strategy']}[/] over {len(plan['machines'])} rank"
             f"{'s' * (len(plan['machines']) != 1)}, batch {plan['batch_size']} = {ranks}; "

@@ -9,6 +9,9 @@ from convoy.cost.curve import Curve
 from convoy.cost.profile import DeviceProfile
 from convoy.cost.schedule import Compute
 
+_PARTS = 1000
+"""Into how many steps a layer is divided where it is computed in parts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
@@ -41,6 +44,18 @@ class Device:
 
     def seconds(self, compute: Compute) -> float:
         """What `compute` takes here while the other devices work too."""
+        return self._whole(compute) * self.relative(compute.layer, compute.part) * compute.portion
+
+    def relative(self, layer: str, part: float) -> float:
+        """Time of a part of a layer relative to all of it: measured of a convolution's filters."""
+        if part in (0.0, 1.0):
+            return part
+        key = ("part", layer)
+        if key not in self._curves:
+            self._curves[key] = _curve_of_parts(self.profile, layer)
+        return self._curves[key](1 + _PARTS * part)
+
+    def _whole(self, compute: Compute) -> float:
         if compute.phase == "update":
             return self.profile.update_s / self.speed
         if compute.phase == "average":
@@ -63,3 +78,20 @@ class Device:
                 curve = self.profile.curve(phase)
             self._curves[key] = curve.scaled(1 / self.speed)
         return self._curves[key]
+
+
+def _curve_of_parts(profile: DeviceProfile, layer: str) -> Curve:
+    """Time of parts of a layer relative to all of it, by thousandths and one more.
+
+    As measured of a convolution's filters, and going on below the smallest part as between the
+    smallest two; of other layers, and of all parameters, in proportion.
+    """
+    parts = dict(profile.layer(layer).filters) if layer else {}
+    times = {float(part): time for part, time in parts.items()} | {1.0: 1.0}
+    measured = sorted(times)
+    first, start = measured[0], 0.0
+    if len(measured) > 1:
+        rise = (times[measured[1]] - times[first]) / (measured[1] - first)
+        start = min(max(0.0, times[first] - rise * first), times[first])
+    points = [(0.0, start), *((part, times[part]) for part in measured)]
+    return Curve(tuple(1 + round(_PARTS * part) for part, _ in points), tuple(t for _, t in points))

@@ -42,12 +42,18 @@ class Fabric:
     of `floor_s`."""
     cpu: tuple[Curve, ...] = ()
     """Seconds of each rank's device, by payload bytes; in place of `cpu_s_per_byte`."""
+    move_cpu: tuple[Curve, ...] = ()
+    """Seconds of each rank's device for a transfer from or to it, by payload bytes; none: 0."""
 
     def cpu_s(self, rank: int, payload_bytes: int) -> float:
         """Seconds of `rank`'s device that a collective of this size costs."""
         if self.cpu:
             return self.cpu[rank](payload_bytes)
         return self.cpu_s_per_byte[rank] * payload_bytes if self.cpu_s_per_byte else 0.0
+
+    def move_cpu_s(self, rank: int, payload_bytes: int) -> float:
+        """Seconds of `rank`'s device that sending or receiving so much costs."""
+        return self.move_cpu[rank](payload_bytes) if self.move_cpu else 0.0
 
     def overhead_s(self, payload_bytes: int) -> float:
         """Seconds that a collective of this size takes besides latencies and its way."""

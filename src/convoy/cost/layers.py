@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
+from convoy.cost.tails import tails_of
 from convoy.errors import UsageError
 
 IMAGES = 2
@@ -38,6 +40,15 @@ class LayerSize:
     """Of a batch normalisation; 0 of anything else."""
     activations: int = 0
     """Of its outputs for one image."""
+    inputs: int = 0
+    """Of its inputs for one image."""
+    filters: int = 0
+    """Of a convolution that may be computed filter by filter: an nn.Conv2d without groups that a
+    pass goes through once, with parameters of its own. 0 of anything else."""
+    input_gradient: bool = False
+    """Whether a backward pass goes on from it."""
+    tail: tuple[str, ...] = ()
+    """Of a convolution: the layers after it that act on each channel alone (`cost.tails`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +136,12 @@ def layers_of(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerFa
         raise _does_not_fit(input_shape, error) from error
 
 
-def _sizes(network: nn.Module, found: Iterable[LayerFacts]) -> tuple[LayerSize, ...]:
-    modules = {name: module for module, name in leaves(network)}
+def _sizes(network: nn.Module, found: Sequence[LayerFacts]) -> tuple[LayerSize, ...]:
+    names = dict(leaves(network))
+    modules = {name: module for module, name in names.items()}
+    tails = tails_of(network, names)
+    again = {facts.name.partition("#")[0] for facts in found if "#" in facts.name}
+    owners = Counter(id(p) for module in modules.values() for p in module.parameters())
     left = {id(p): p.numel() for p in network.parameters() if p.requires_grad}
     sizes: list[LayerSize] = []
     for facts in found:
@@ -137,6 +152,7 @@ def _sizes(network: nn.Module, found: Iterable[LayerFacts]) -> tuple[LayerSize, 
         own = [left.pop(id(p)) for p in module.parameters() if id(p) in left]
         if isinstance(module, nn.Linear):  # its weight's gradient passes a transposition first
             own.reverse()
+        shared = any(owners[id(p)] > 1 for p in module.parameters())
         norm = module.num_features if isinstance(module, _BatchNorm) else 0
         sizes.append(
             LayerSize(
@@ -144,12 +160,25 @@ def _sizes(network: nn.Module, found: Iterable[LayerFacts]) -> tuple[LayerSize, 
                 parameters=tuple(own),
                 batch_norm_channels=norm,
                 activations=facts.output,
+                inputs=facts.input,
+                filters=0 if name in again or shared else _filters(module),
+                input_gradient=facts.backward_macs > facts.macs * _is_trained(module),
+                tail=tails.get(name, ()),
             )
         )
     if left and sizes:  # parameters that no layer's pass has shown come last in a backward pass
         first = sizes[0]
         sizes[0] = replace(first, parameters=(*first.parameters, *left.values()))
     return tuple(sizes)
+
+
+def _filters(module: nn.Module) -> int:
+    return module.out_channels if type(module) is nn.Conv2d and module.groups == 1 else 0
+
+
+def _is_trained(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.requires_grad
 
 
 def totals_of(layers: Iterable[LayerFacts]) -> dict[str, int]:

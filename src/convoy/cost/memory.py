@@ -10,6 +10,12 @@ PROCESS_BYTES = 400 * 1024**2
 """Of a rank's process with torch and Ray, before there is any network."""
 
 
+def kept_activations(network: NetworkFacts, samples: int) -> int:
+    """Elements of feature maps at the end of a forward pass: all outputs, the largest twice."""
+    outputs = [layer.activations for layer in network.layers]
+    return samples * (sum(outputs) + max(outputs, default=0))
+
+
 def peak_bytes(
     network: NetworkFacts,
     samples: int,
@@ -17,17 +23,18 @@ def peak_bytes(
     optimizer: str,
     element_bytes: int = 4,
     copies_state: bool = False,
+    activations: int | None = None,
 ) -> int:
-    """Bytes of a rank that trains on `samples` at a time, at the end of its forward pass.
+    """Bytes of a rank at the end of its forward pass.
 
-    Parameters, gradients, the optimizer's state, and the outputs of all layers, which are kept
-    for the backward pass, plus the largest one's gradient. `copies_state`: a copy of parameters
-    and optimizer state is held besides, as `averaging` does.
+    Parameters, gradients, the optimizer's state, and `activations` elements of feature maps, which
+    are kept for the backward pass: those of so many samples where it is not said. `copies_state`: a
+    copy of parameters and optimizer state is held besides, as `averaging` does.
     """
     kept = 2 + OPTIMIZER_STATES[optimizer]
     if copies_state:
         kept += 1 + OPTIMIZER_STATES[optimizer]
     state = network.num_parameters * kept + 2 * network.num_buffers
-    outputs = [layer.activations for layer in network.layers]
-    activations = samples * (sum(outputs) + max(outputs, default=0))
+    if activations is None:
+        activations = kept_activations(network, samples)
     return PROCESS_BYTES + (state + activations) * element_bytes

@@ -33,6 +33,10 @@ class Compute:
     phase: Phase
     samples: int
     layer: str = ""
+    part: float = 1.0
+    """Which part of the layer's filters or channels, or of all parameters, it is about."""
+    portion: float = 1.0
+    """Which portion of that work it is, where it is done in several goes."""
     step: int = 0
     """Which of several steps in a row it belongs to."""
     after: tuple[int, ...] = ()

@@ -161,10 +161,8 @@ class _Player:
             case Compute() as compute:
                 heapq.heappush(self._devices[compute.rank].waiting, index)
                 self._next_compute(compute.rank)
-            case Transfer() as transfer:
-                self._starts[index] = self._now
-                self._parts[index] = 1
-                self._at(self._now + self._delay(transfer), "flow", index)
+            case Transfer(source=source, destination=destination):
+                self._begin_moving(index, (source, destination))
             case Collective(ranks=ranks):
                 queue = self._queues[ranks]
                 queue.append(index)
@@ -239,8 +237,14 @@ class _Player:
     def _begin_collective(self, index: int) -> None:
         operation = self._schedule[index]
         assert isinstance(operation, Collective)
+        self._begin_moving(index, operation.ranks)
+
+    def _begin_moving(self, index: int, ranks: tuple[int, ...]) -> None:
+        operation = self._schedule[index]
+        assert not isinstance(operation, Compute)
         self._starts[index] = self._now
-        busy = {r: self._fabric.cpu_s(r, operation.payload_bytes) for r in operation.ranks}
+        cost = self._fabric.cpu_s if isinstance(operation, Collective) else self._fabric.move_cpu_s
+        busy = {rank: cost(rank, operation.payload_bytes) for rank in ranks}
         busy = {rank: seconds for rank, seconds in busy.items() if seconds > 0}
         self._parts[index] = 1 + len(busy)
         self._at(self._now + self._delay(operation), "flow", index)

@@ -92,6 +92,10 @@ class World:
             all_reduce=self.all_reduce_kind,
             overhead=self._overhead(count),
             cpu=tuple(self.collective_cpu(pick, count) for pick in picks),
+            # A ring of two sends a payload, receives one and adds: a transfer is about half of it.
+            move_cpu=tuple(
+                self.collective_cpu(pick, 2).scaled(0.5 if count > 1 else 0.0) for pick in picks
+            ),
         )
 
     def at(self, bandwidth: float) -> World:

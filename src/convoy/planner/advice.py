@@ -28,7 +28,7 @@ def advise(
         )
     elif single is None and (alone := [p for p in found if len(p.picks) == 1]):
         sentences.append(f"No device can do it alone: {alone[0].reason}.")
-    faster = found[0]
+    faster = next((p for p in found if p.strategy.proven), best)
     if not faster.strategy.exact and faster.step_s < best.step_s * 0.98:
         sentences.append(
             f"{_described(world, faster)} would be {best.step_s / faster.step_s:.2f} times as fast "
@@ -62,7 +62,10 @@ def _why_not(
     """Why a device stays out: with it, a step takes as long or longer."""
     name = _name(world, pick)
     wider = [
-        p for p in found if p.feasible and p.strategy.exact and set(p.picks) == {*best.picks, pick}
+        p
+        for p in found
+        if p.feasible and p.strategy.exact and p.strategy.proven
+        if set(p.picks) == {*best.picks, pick}
     ]
     if not wider:
         cannot = (p.reason for p in found if {*p.picks} == {*best.picks, pick} and p.reason)
@@ -74,6 +77,12 @@ def _why_not(
         return f"Leave {name} out: it would save only {-change:.1%} of a step."
     assert p.plan is not None
     share = p.plan.shares[p.picks.index(pick)]
+    longer = (
+        f"Leave {name} out: with it a step takes {p.step_s * 1e3:.0f} ms instead of "
+        f"{best.step_s * 1e3:.0f}"
+    )
+    if not share:  # it is not samples that it would get
+        return f"{longer}."
     alone = world.step_curve(pick, len(p.picks))(share)
     cause = (
         f"its {share} of {task.batch_size} samples take it {alone * 1e3:.0f} ms, and the exchange "
@@ -81,20 +90,16 @@ def _why_not(
         if alone < p.step_s
         else f"even {share} of {task.batch_size} samples take it {alone * 1e3:.0f} ms"
     )
-    return (
-        f"Leave {name} out: with it a step takes {p.step_s * 1e3:.0f} ms instead of "
-        f"{best.step_s * 1e3:.0f}: {cause}."
-    )
+    return f"{longer}: {cause}."
 
 
 def _described(world: World, prediction: Prediction) -> str:
     if len(prediction.picks) == 1:
         return f"{_name(world, prediction.picks[0])} alone"
     assert prediction.plan is not None
-    size = prediction.plan.problem.batch_size
     parts = [
-        f"{_name(world, pick)} ({share / size:.0%})"
-        for pick, share in zip(prediction.picks, prediction.plan.shares, strict=True)
+        f"{_name(world, pick)} ({portion:.0%})"
+        for pick, portion in zip(prediction.picks, prediction.plan.portions, strict=True)
     ]
     return f"{prediction.strategy.name} on {', '.join(parts[:-1])} and {parts[-1]}"
 

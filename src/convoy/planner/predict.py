@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from convoy.cost.layers import NetworkFacts
 from convoy.cost.memory import OPTIMIZER_STATES, peak_bytes
-from convoy.cost.schedule import Schedule, in_a_row, sent_by_rank
+from convoy.cost.schedule import Schedule, Transfer, in_a_row, sent_by_rank
 from convoy.cost.simulate import Played, simulate
 from convoy.cost.world import World
 from convoy.errors import UsageError
@@ -27,6 +27,8 @@ class Task:
     optimizer: str = "sgd"
     """By name, with its usual settings (sgd with momentum)."""
     element_bytes: int = 4
+    mixed: bool = False
+    """Whether feature maps are bfloat16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +100,12 @@ def predict(
         peak_bytes(
             task.network,
             samples,
+            activations=activations,
             optimizer=task.optimizer,
             element_bytes=task.element_bytes,
-            copies_state=count > 1 and len(picks) > 1,
+            copies_state=strategy.parts_state or (count > 1 and len(picks) > 1),
         )
-        for samples in plan.shares
+        for samples, activations in zip(plan.shares, strategy.activations(plan), strict=True)
     )
     reason = _too_large(world, picks, memory)
     tenths = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
@@ -149,6 +152,8 @@ def problem_of(world: World, task: Task, strategy: Strategy, picks: Sequence[int
         network=task.network,
         element_bytes=task.element_bytes,
         optimizer_states=OPTIMIZER_STATES[task.optimizer],
+        mixed=task.mixed,
+        world=world,
     )
 
 
@@ -174,11 +179,16 @@ def _link_bytes(
     world: World, picks: Sequence[int], schedule: Schedule, steps: int
 ) -> dict[str, float]:
     """Bytes per step between machines; a rank of a ring sends to the next one."""
-    sent = sent_by_rank(schedule, len(picks))
+    transfers = [operation for operation in schedule if isinstance(operation, Transfer)]
+    others = tuple(operation for operation in schedule if not isinstance(operation, Transfer))
+    sent = [
+        (rank, (rank + 1) % len(picks), size)
+        for rank, size in enumerate(sent_by_rank(others, len(picks)))
+    ]
+    sent += [(t.source, t.destination, t.payload_bytes) for t in transfers]
     links: dict[str, float] = {}
-    for rank, size in enumerate(sent):
-        source = world.devices[picks[rank]]
-        target = world.devices[picks[(rank + 1) % len(picks)]]
+    for rank, other, size in sent:
+        source, target = world.devices[picks[rank]], world.devices[picks[other]]
         if size and source.host != target.host:
             name = f"{source.machine} -> {target.machine}"
             links[name] = links.get(name, 0.0) + size / steps

@@ -166,9 +166,14 @@ def _typical_bandwidth(world: World, pick: int) -> float:
     return statistics.median_low(links) if links else math.inf
 
 
+def _unasked(prediction: Prediction) -> bool:
+    """Whether it may be chosen where nobody has asked for it by name."""
+    return prediction.strategy.exact and prediction.strategy.proven
+
+
 def _choose(found: Sequence[Prediction]) -> int:
     """Position of the fastest exact plan, or of one with fewer devices that is hardly slower."""
-    exact = [i for i, p in enumerate(found) if p.feasible and p.strategy.exact]
+    exact = [i for i, p in enumerate(found) if p.feasible and _unasked(p)]
     if not exact:
         return 0
     enough = found[exact[0]].step_s * (1 + WORTH_IT)
@@ -182,7 +187,7 @@ def _break_even(world: World, task: Task, found: Sequence[Prediction]) -> float 
     Each plan is played without variation at other links, and lengthened by as much as variation
     lengthens it at those that there are, so that the answer agrees with what is chosen there.
     """
-    usable = [p for p in found if p.feasible and p.strategy.exact]
+    usable = [p for p in found if p.feasible and _unasked(p)]
     hosts = {id(p): len({world.devices[pick].host for pick in p.picks}) for p in usable}
     alone = min((p.step_s for p in usable if hosts[id(p)] == 1), default=None)
     several = [p for p in usable if hosts[id(p)] > 1]

@@ -33,7 +33,8 @@ class PlanReport:
     def row(self, prediction: Prediction) -> dict[str, Any]:
         """One plan's figures; times and rates are None where there is no plan."""
         world, single, plan = self.ranking.world, self.ranking.best_single, prediction.plan
-        shares = plan.shares if plan else (0,) * len(prediction.picks)
+        nothing = (0,) * len(prediction.picks)
+        shares, portions = (plan.shares, plan.portions) if plan else (nothing, nothing)
         size = self.ranking.task.batch_size
         return {
             "strategy": prediction.strategy.name,
@@ -41,10 +42,10 @@ class PlanReport:
                 {
                     "name": world.devices[pick].machine,
                     "device": world.devices[pick].device,
-                    "share": samples / size,
+                    "share": portion,
                     "samples": samples,
                 }
-                for pick, samples in zip(prediction.picks, shares, strict=True)
+                for pick, samples, portion in zip(prediction.picks, shares, portions, strict=True)
             ],
             "step_s": prediction.step_s if plan else None,
             "step_p90_s": prediction.step_p90_s if plan else None,

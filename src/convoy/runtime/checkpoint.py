@@ -25,7 +25,7 @@ from safetensors.torch import save as save_tensors
 
 from convoy.errors import CheckpointError
 from convoy.runtime.formation import Part
-from convoy.runtime.state import merge
+from convoy.state import merge
 from convoy.strategies import Pending
 
 VERSION = 1

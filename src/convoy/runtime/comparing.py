@@ -22,7 +22,7 @@ from convoy.cost.world import World, world_of
 from convoy.datasets import DataSet
 from convoy.errors import UsageError
 from convoy.planner import Prediction, Ranking, Task, predict, rank_plans
-from convoy.runtime.deciding import Decision, informed
+from convoy.runtime.deciding import Decision, informed, task_of
 from convoy.runtime.formation import Job
 from convoy.runtime.ingredients import build_network, num_steps, open_data
 from convoy.runtime.interrupt import Interrupt
@@ -108,12 +108,7 @@ def compare_at(
     settings = job.settings
     data = open_data(job)
     facts = facts_of(build_network(job.network, data, settings.seed), data.train.image_shape)
-    task = Task(
-        network=facts,
-        batch_size=settings.batch_size,
-        optimizer=settings.optimizer,
-        element_bytes=8 if settings.precision == "fp64" else 4,
-    )
+    task = task_of(settings, facts)
     with places(settings, observer, verbose=verbose) as found, pool() as processes:
         profile = fitting(job, found, observer, processes, given=settings.profile)
         world = world_of(profile).select(positions(profile, found))
@@ -266,7 +261,7 @@ def _decision(
         steps = steps_of(way.prediction)
         # Only steps are wanted of it; writing checkpoints takes time of those that follow.
         settings = replace(settings, steps=steps, checkpoint_every=steps)
-    known = informed(found, ranking, way.prediction)
+    known = informed(found, ranking.world, ranking.task, way.prediction)
     if way.equal:
         known = tuple(replace(place, seconds=None, weight=1.0) for place in found)
     return Decision(
@@ -274,6 +269,7 @@ def _decision(
         places=known,
         taking_part=way.prediction.picks,
         prediction=way.prediction,
+        world=None if way.equal else ranking.world,
     )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from convoy.runtime import results, state
+from convoy import state
+from convoy.runtime import results
 from convoy.runtime.crew import Recovery
 from convoy.runtime.formation import Formation
 from convoy.runtime.journal import Journal
@@ -47,15 +48,17 @@ def announce(preparation: Preparation, plan: Plan, observer: Observer) -> None:
 
 
 def machines_of(plan: Plan) -> list[dict[str, Any]]:
-    """Each rank's machine, device and share of the batch."""
+    """Each rank's machine, device, share of the work and samples of the batch."""
     return [
         {
             "name": worker.machine,
             "device": worker.device,
-            "share": share / plan.problem.batch_size,
+            "share": portion,
             "samples": share,
         }
-        for worker, share in zip(plan.problem.workers, plan.shares, strict=True)
+        for worker, share, portion in zip(
+            plan.problem.workers, plan.shares, plan.portions, strict=True
+        )
     ]
 
 
@@ -121,7 +124,8 @@ def conclude(
         observer.say(untraceable, "warning")
     folder.write_model(tensors, meta)
     folder.write_json("result.json", result.to_dict())
-    if result.slowest and result.slowest["ratio"] > results.SLOW_RATIO:
+    by_samples = all(formation.plan.shares)
+    if by_samples and result.slowest and result.slowest["ratio"] > results.SLOW_RATIO:
         observer.say(
             f"rank {result.slowest['rank']} on {result.slowest['machine']} computes "
             f"{result.slowest['ratio']:.2f} times as long as the others: its share is too large "

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayTaskError
 
-from convoy.cost.layers import NetworkFacts
+from convoy import state
 from convoy.errors import CrewError
-from convoy.runtime import ray_session, state
+from convoy.runtime import ray_session
 from convoy.runtime.checkpoint import Checkpoint, parts_for
 from convoy.runtime.formation import Formation, Job, Outcome, Part
 from convoy.runtime.interrupt import Interrupt
@@ -45,7 +45,7 @@ from convoy.runtime.placement import Place, threads_at
 from convoy.runtime.pool import Pool
 from convoy.runtime.rebalance import Balancer, Rebalancing, balancer_for
 from convoy.runtime.recruits import Recruits
-from convoy.strategies import Plan, Problem
+from convoy.strategies import Plan, Problem, Worker
 
 POLL_S = 0.2
 FIRST_POLL_S = 0.05  # until a crew's first step is done
@@ -89,8 +89,8 @@ class Crew:
     observer: Observer
     interrupt: Interrupt
     num_steps: int
-    network: NetworkFacts
-    element_bytes: int
+    problem: Callable[[Sequence[Worker]], Problem]
+    """What given workers are to do."""
     pool: Pool
     generation: int = 0
     recoveries: list[Recovery] = field(default_factory=list)
@@ -156,7 +156,7 @@ class Crew:
         self.generation += 1
         plan = self._plan_for(self._members)
         parts: list[Part | None] = [None] * len(plan.shares)
-        source = footing.source
+        source = self._take_places(plan, footing.source)
         if source is None:
             parts, source = parts_for(footing.checkpoint, len(plan.shares))
         formation = Formation(
@@ -185,14 +185,16 @@ class Crew:
             orders = replace(formation, rank=rank, part=parts[rank])
             member.call = member.actor.train.remote(orders, leader.place.address, port)
 
+    def _take_places(self, plan: Plan, source: int | None) -> int | None:
+        """Put members in the order of the plan's ranks; where the `source` is then."""
+        lender = self._members[source] if source is not None else None
+        ranks = [worker.index for worker in plan.problem.workers]
+        self._members.sort(key=lambda member: ranks.index(member.place.index))
+        return next((r for r, member in enumerate(self._members) if member is lender), None)
+
     def _plan_for(self, members: Sequence[MemberHandle]) -> Plan:
-        problem = Problem(
-            batch_size=self.job.settings.batch_size,
-            workers=self._balancer.corrected([s.place.worker() for s in members]),
-            network=self.network,
-            element_bytes=self.element_bytes,
-        )
-        return self.job.decided.plan(problem)
+        workers = self._balancer.corrected([s.place.worker() for s in members])
+        return self.job.decided.plan(self.problem(workers))
 
     def _watch(self) -> bool:
         """Wait until every rank's part has ended; True if the user interrupted it."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from convoy.cost.layers import facts_of
-from convoy.cost.world import world_of
-from convoy.planner import Prediction, Ranking, Task, problem_of, rank_plans
+from convoy.cost.layers import NetworkFacts
+from convoy.cost.world import World, world_of
+from convoy.errors import UsageError
+from convoy.planner import Prediction, Ranking, Task, predict, problem_of, rank_plans
 from convoy.runtime.formation import Job
 from convoy.runtime.observer import Observer
 from convoy.runtime.placement import Place
 from convoy.runtime.pool import Pool
 from convoy.runtime.profiles import fitting, positions
+from convoy.runtime.settings import TrainSettings
 from convoy.strategies import STRATEGIES, candidates, options_of
 
 
@@ -31,12 +32,24 @@ class Decision:
     prediction: Prediction | None = None
     """None where nothing was measured, since there was nothing to choose from."""
     ranking: Ranking | None = None
+    world: World | None = None
+    """What was measured."""
+
+
+def task_of(settings: TrainSettings, facts: NetworkFacts) -> Task:
+    """What the planner is to plan for."""
+    return Task(
+        network=facts,
+        batch_size=settings.batch_size,
+        optimizer=settings.optimizer,
+        element_bytes=8 if settings.precision == "fp64" else 4,
+        mixed=settings.precision == "bf16",
+    )
 
 
 def decide(
     job: Job,
-    network: Any,
-    image_shape: tuple[int, ...],
+    facts: NetworkFacts,
     places: Sequence[Place],
     observer: Observer,
     pool: Pool,
@@ -46,7 +59,7 @@ def decide(
     """The fastest exact way to train on these places.
 
     Args:
-        network: the job's network, built.
+        facts: of the job's network, with its layers.
         given: a profile to plan with.
     """
     settings = job.settings
@@ -60,13 +73,8 @@ def decide(
         )
     profile = fitting(job, places, observer, pool, given=given)
     world = world_of(profile).select(positions(profile, places))
-    task = Task(
-        network=facts_of(network, image_shape),
-        batch_size=settings.batch_size,
-        optimizer=settings.optimizer,
-        element_bytes=8 if settings.precision == "fp64" else 4,
-    )
-    exact = [name for name, strategy in STRATEGIES.items() if strategy.exact]
+    task = task_of(settings, facts)
+    exact = [name for name, s in STRATEGIES.items() if s.exact and s.proven]
     ranking = rank_plans(world, task, candidates(settings.strategy_options, exact))
     chosen = ranking.best
     observer.say(ranking.advice)
@@ -82,18 +90,49 @@ def decide(
                 memory_format=profile.memory_format,
             ),
         ),
-        places=informed(places, ranking, chosen),
+        places=informed(places, world, task, chosen),
         taking_part=chosen.picks,
         prediction=chosen,
         ranking=ranking,
+        world=world,
+    )
+
+
+def carry_out(
+    job: Job,
+    facts: NetworkFacts,
+    places: Sequence[Place],
+    observer: Observer,
+    pool: Pool,
+    *,
+    given: Path | None = None,
+) -> Decision:
+    """The strategy that was asked for, on all places, planned by what was measured of them.
+
+    Raises:
+        UsageError: it cannot be carried out there; says why.
+    """
+    profile = fitting(job, places, observer, pool, given=given)
+    world = world_of(profile).select(positions(profile, places))
+    task = task_of(job.settings, facts)
+    prediction = predict(world, task, job.decided, range(len(places)))
+    if not prediction.feasible:
+        raise UsageError(f"--strategy {job.decided.name}: {prediction.reason}")
+    settings = replace(job.settings, memory_format=profile.memory_format, profile=None)
+    return Decision(
+        job=replace(job, settings=settings),
+        places=informed(places, world, task, prediction),
+        taking_part=prediction.picks,
+        prediction=prediction,
+        world=world,
     )
 
 
 def informed(
-    places: Sequence[Place], ranking: Ranking, prediction: Prediction
+    places: Sequence[Place], world: World, task: Task, prediction: Prediction
 ) -> tuple[Place, ...]:
     """The places, those of `prediction` with what a step takes them."""
-    problem = problem_of(ranking.world, ranking.task, prediction.strategy, prediction.picks)
+    problem = problem_of(world, task, prediction.strategy, prediction.picks)
     known = list(places)
     for worker in problem.workers:
         known[worker.index] = replace(known[worker.index], seconds=worker.seconds)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from torch import nn
 
-from convoy.runtime import state
+from convoy import state
 from convoy.runtime.settings import TrainSettings
 from convoy.strategies import Pending, Plan, Strategy
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from convoy import state
 from convoy.comm import PeerLostError, peer_loss
 from convoy.interfaces import interface_of
-from convoy.runtime import state
 from convoy.runtime.events import Event, EventSink
 from convoy.runtime.formation import Formation, Job, Outcome
 from convoy.runtime.gate import Gate

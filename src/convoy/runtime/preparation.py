@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from convoy.cost.layers import NetworkFacts, facts_of
+from convoy.cost.world import World
 from convoy.datasets import DataSet
 from convoy.errors import CheckpointError, UsageError
 from convoy.planner import Prediction
@@ -50,6 +51,8 @@ class Preparation:
     timeline: Timeline
     prediction: Prediction | None = None
     """What the plan is expected to cost, where that was looked into."""
+    world: World | None = None
+    """What was measured to find that out."""
 
     @property
     def folder(self) -> RunFolder:
@@ -61,6 +64,17 @@ class Preparation:
     def settings(self) -> TrainSettings:
         """The run's settings."""
         return self.job.settings
+
+    def problem(self, workers: Sequence[Worker]) -> Problem:
+        """What these workers are to do."""
+        return Problem(
+            batch_size=self.settings.batch_size,
+            workers=tuple(workers),
+            network=self.facts,
+            element_bytes=self.element_bytes,
+            mixed=self.settings.precision == "bf16",
+            world=self.world,
+        )
 
 
 def open_journal(preparation: Preparation, observer: Observer) -> Journal:
@@ -126,7 +140,7 @@ def prepare(job: Job, observer: Observer) -> Preparation:
         start=start,
         data=data,
         network=network,
-        facts=facts_of(network),
+        facts=facts_of(network, data.train.image_shape if _needs_layers(job) else None),
         order=order,
         num_steps=steps,
         element_bytes=8 if settings.precision == "fp64" else 4,
@@ -163,10 +177,8 @@ def _start_of(folder: RunFolder, observer: Observer) -> Checkpoint:
 
 def make_plan(preparation: Preparation, workers: Sequence[Worker]) -> Plan:
     """The strategy's plan for all workers there are."""
-    problem = Problem(
-        batch_size=preparation.settings.batch_size,
-        workers=tuple(workers),
-        network=preparation.facts,
-        element_bytes=preparation.element_bytes,
-    )
-    return preparation.job.decided.plan(problem)
+    return preparation.job.decided.plan(preparation.problem(workers))
+
+
+def _needs_layers(job: Job) -> bool:
+    return job.strategy is None or job.strategy.measures

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from convoy.runtime import results
 from convoy.runtime.concluding import announce, conclude
 from convoy.runtime.crew import Crew
-from convoy.runtime.deciding import Decision, decide
+from convoy.runtime.deciding import Decision, carry_out, decide
 from convoy.runtime.formation import Job
 from convoy.runtime.interrupt import Interrupt
 from convoy.runtime.observer import Observer
@@ -52,6 +52,7 @@ def run_at(
 ) -> results.RunResult:
     """Train as decided, by processes out of the pool; raises as `run_with_crew` does."""
     preparation.job, preparation.prediction = decision.job, decision.prediction
+    preparation.world = decision.world
     places = decision.places
     plan = make_plan(preparation, [places[i].worker() for i in decision.taking_part])
     open_folder(preparation)
@@ -65,8 +66,7 @@ def run_at(
         observer=observer,
         interrupt=interrupt,
         num_steps=preparation.num_steps,
-        network=preparation.facts,
-        element_bytes=preparation.element_bytes,
+        problem=preparation.problem,
         pool=processes,
         generation=last_generation(preparation),
     )
@@ -94,17 +94,12 @@ def _decide(
 ) -> Decision:
     """Settle what is done: as asked, or as planned."""
     job = preparation.job
-    if job.strategy is not None:
+    to_plan = job.strategy is None or (job.strategy.measures and job.settings.shares is None)
+    if not to_plan or (job.strategy is not None and len(found) == 1):
         return Decision(job=job, places=tuple(found), taking_part=tuple(range(len(found))))
-    decision = decide(
-        job,
-        preparation.network,
-        preparation.data.train.image_shape,
-        found,
-        observer,
-        processes,
-        given=job.settings.profile,
-    )
+    settle = decide if job.strategy is None else carry_out
+    given = job.settings.profile
+    decision = settle(job, preparation.facts, found, observer, processes, given=given)
     if decision.prediction is not None:
         preparation.timeline.mark("plan")
     return decision

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from convoy.errors import ConvoyError, UsageError
 from convoy.runtime.json_lines import finite
 from convoy.runtime.settings import TrainSettings, settings_from, to_values
-from convoy.runtime.state import Tensors
+from convoy.state import Tensors
 from convoy.version import __version__
 
 

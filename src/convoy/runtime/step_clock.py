@@ -20,15 +20,20 @@ class StepClock:
         self._started = self._stopped = 0.0
         self._first = 0
         self._traffic = comm.take()
+        self._runs = False
 
     def start(self, first: int) -> None:
         """A step begins whose first sample is at position `first` of the epoch's order."""
         self._comm.take()
         self._first = first
+        self._runs = True
         self._started = time.perf_counter()
 
     def stop(self) -> None:
-        """The step's work is done."""
+        """The step's work is done; whatever comes before the next belongs to none."""
+        if not self._runs:
+            return
+        self._runs = False
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self._stopped = time.perf_counter()

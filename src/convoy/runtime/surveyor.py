@@ -28,10 +28,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from convoy import state
 from convoy.comm import Comm, Rehearsal, peer_loss
 from convoy.datasets import augment
 from convoy.interfaces import interface_of
-from convoy.runtime import state
 from convoy.runtime.device_facts import describe_device
 from convoy.runtime.formation import Job
 from convoy.runtime.layer_timer import LayerTimes, time_layers

@@ -88,13 +88,15 @@ def run(job: Job, observer: Observer) -> RunResult | None:
     keep_freed_memory()
     device = _device()
     trainee = Trainee(job, device, settings.threads_per_worker or torch.get_num_threads())
+    shape = trainee.data.train.image_shape
     workers = _introduce(store, rank, world_size, device, settings.shares)
     plan = job.decided.plan(
         Problem(
             batch_size=settings.batch_size,
             workers=workers,
-            network=facts_of(trainee.model),
+            network=facts_of(trainee.model, shape if job.decided.measures else None),
             element_bytes=8 if settings.precision == "fp64" else 4,
+            mixed=settings.precision == "bf16",
         )
     )
     if len(plan.shares) != world_size:

@@ -21,10 +21,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convoy import state
 from convoy.comm import Comm, PeerLostError
 from convoy.datasets import augment
 from convoy.errors import DivergedError
-from convoy.runtime import state
 from convoy.runtime.evaluation import evaluate
 from convoy.runtime.formation import Formation, Job, Outcome, Part, Sink
 from convoy.runtime.gate import Gate
@@ -184,7 +184,7 @@ class Trainee:
             batch = completed.batch
             next_step = batch.step + 1
             sink.record(place | clock.record(batch, completed.loss_sum))
-            if self._checkpoint_due(batch):
+            if batch.keeps:
                 self.send_checkpoint(next_step, formation, sink)
         if formation.first_step == self.num_steps:  # a rank was lost after the last step
             self._evaluate(formation, self.num_steps - 1, layout, sink)
@@ -220,6 +220,7 @@ class Trainee:
                 step_samples=part.step_samples,
                 evaluates=self._ends_epoch(step) or step + 1 == self.num_steps,
                 ends_run=step + 1 == self.num_steps,
+                keeps=self._checkpoint_due(step),
             )
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,10 +287,10 @@ class Trainee:
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(self._kept_buffers[name])
 
-    def _checkpoint_due(self, batch: Batch) -> bool:
+    def _checkpoint_due(self, step: int) -> bool:
         every = self.job.settings.checkpoint_every
-        due = (batch.step + 1) % every == 0 if every else self._ends_epoch(batch.step)
-        return due or batch.ends_run
+        due = (step + 1) % every == 0 if every else self._ends_epoch(step)
+        return due or step + 1 == self.num_steps
 
     def _ends_epoch(self, step: int) -> bool:
         return (step + 1) % self.order.steps_per_epoch == 0
@@ -311,7 +312,7 @@ class Trainee:
         sink.checkpoint(next_step, formation.generation, part, rank=formation.rank, whole=whole)
 
     def _evaluate(self, formation: Formation, step: int, layout: str, sink: Sink) -> None:
-        parts = cut(len(self.data.test), formation.plan.shares)
+        parts = cut(len(self.data.test), formation.plan.portions)
         first = sum(parts[: formation.rank])
         sums = evaluate(
             self.model,

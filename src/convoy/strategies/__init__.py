@@ -19,6 +19,7 @@ from convoy.strategies.base import (
     Worker,
 )
 from convoy.strategies.data_parallel import DataParallel
+from convoy.strategies.filter_parallel import FilterParallel
 from convoy.strategies.parameter_averaging import ParameterAveraging
 from convoy.strategies.single import Single
 
@@ -41,7 +42,8 @@ __all__ = [
 ]
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (Single, DataParallel, ParameterAveraging)
+    strategy.name: strategy
+    for strategy in (Single, DataParallel, ParameterAveraging, FilterParallel)
 }
 
 

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from convoy.comm import Comm
 from convoy.cost.curve import Curve
 from convoy.cost.layers import NetworkFacts
+from convoy.cost.memory import kept_activations
 from convoy.cost.schedule import Schedule
+from convoy.cost.world import World
 from convoy.strategies.shares import finish_together, share_of_each
 
 
@@ -55,6 +57,15 @@ class Problem:
     """Bytes of one parameter: 4 for float32, 8 for float64."""
     optimizer_states: int = 0
     """Tensors of a parameter's size that the optimizer keeps for it."""
+    mixed: bool = False
+    """Whether feature maps are bfloat16 whatever parameters are."""
+    world: World | None = None
+    """Where machines and links were measured: a worker's index is its position there."""
+
+    @property
+    def map_bytes(self) -> int:
+        """Bytes of an element of a feature map."""
+        return 2 if self.mixed else self.element_bytes
 
 
 def shares_for(problem: Problem) -> tuple[int, ...]:
@@ -82,6 +93,11 @@ class Plan:
         assert sum(self.shares) == self.problem.batch_size
         assert len(self.shares) == len(self.problem.workers)
 
+    @property
+    def portions(self) -> tuple[float, ...]:
+        """Each rank's part of the work that is divided; their sum is 1."""
+        return tuple(share / self.problem.batch_size for share in self.shares)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -99,6 +115,8 @@ class Batch:
     evaluates: bool
     """Whether the network is to be judged after this step."""
     ends_run: bool
+    keeps: bool = False
+    """Whether a checkpoint is due after this step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,16 +192,28 @@ class Strategy(ABC):
     """Whether more than one device takes part."""
     exact: ClassVar[bool] = True
     """Whether it computes what one device would, so that `auto` may choose it unasked."""
+    proven: ClassVar[bool] = True
+    """Whether what is predicted of it has been held against runs; `auto` chooses no other."""
     exchanges_gradients: ClassVar[bool] = False
     """Whether every step ends in an exchange of gradients."""
     rebalances: ClassVar[bool] = False
     """Whether a step lasts as long as its slowest rank, `plan` uses every worker there is, and
     shares may change between any two steps: the crew then cuts them anew as machines change."""
 
+    parts_state: ClassVar[bool] = False
+    """Whether each rank keeps a part of the state between commits, and a copy of all of it."""
+    measures: ClassVar[bool] = False
+    """Whether it cannot be planned well without figures of every layer, so that machines are
+    measured even where it is asked for by name."""
+
     def period(self, plan: Plan) -> tuple[int, int]:
         """Steps that stand for all: the first of them, and after how many the next are alike."""
         del plan
         return 0, 1
+
+    def activations(self, plan: Plan) -> tuple[int, ...]:
+        """Elements of feature maps that each rank holds at the end of its forward pass."""
+        return tuple(kept_activations(plan.problem.network, share) for share in plan.shares)
 
     @abstractmethod
     def plan(self, problem: Problem) -> Plan:

@@ -10,7 +10,7 @@ from torch import nn
 from convoy.errors import CheckpointError
 from convoy.runtime.optimization import make_optimizer
 from convoy.runtime.settings import OPTIMIZERS, TrainSettings
-from convoy.runtime.state import Tensors, copy_of, load, merge, pack
+from convoy.state import Tensors, copy_of, load, merge, pack
 
 
 def network(seed: int, *, channels_last: bool = False, filters: int = 3) -> nn.Module:
