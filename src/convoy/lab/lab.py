@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ RAY_PORT = 6379
 RAY_START_S = 90.0
 RAY_ATTEMPTS = 3
 OBJECT_STORE_BYTES = 100 * 1024**2
+ARRIVAL_POLL_S = 0.002
 ETC_NETNS = Path("/etc/netns")
 """`ip netns exec NAME` puts the files of NAME/ here in place of those in /etc."""
 # In the group first: `ip netns exec` mounts a /sys of its own.
@@ -82,9 +84,16 @@ class Lab:
         return subprocess.run(self.command(machine, argv), check=False, **options)
 
     def start(self, machine: str, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        """Start a command on `machine`; `options` are those of subprocess.Popen."""
+        """Start a command on `machine`; `options` are those of subprocess.Popen.
+
+        On return the command is on the machine, so that `freeze` and `down` reach it.
+        """
         options.setdefault("env", self.environment())
-        return subprocess.Popen(self.command(machine, argv), **options)
+        process = subprocess.Popen(self.command(machine, argv), **options)
+        folder = Path(self._state.cgroups[machine])
+        while process.pid not in cgroup.processes(folder) and process.poll() is None:
+            time.sleep(ARRIVAL_POLL_S)
+        return process
 
     def set_bandwidth(self, a: str, b: str, bandwidth_bit_s: float) -> None:
         """Give two machines a link of their own with this bandwidth, from now on."""

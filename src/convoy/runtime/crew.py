@@ -154,7 +154,8 @@ class Crew:
     def _form(self, footing: Footing) -> None:
         """Plan for who is there, and let them train on from `footing`."""
         self.generation += 1
-        plan = self._plan_for(self._members)
+        workers = self._balancer.corrected([s.place.worker() for s in self._members])
+        plan = self.job.decided.plan(self.problem(workers))
         parts: list[Part | None] = [None] * len(plan.shares)
         source = self._take_places(plan, footing.source)
         if source is None:
@@ -191,10 +192,6 @@ class Crew:
         ranks = [worker.index for worker in plan.problem.workers]
         self._members.sort(key=lambda member: ranks.index(member.place.index))
         return next((r for r, member in enumerate(self._members) if member is lender), None)
-
-    def _plan_for(self, members: Sequence[MemberHandle]) -> Plan:
-        workers = self._balancer.corrected([s.place.worker() for s in members])
-        return self.job.decided.plan(self.problem(workers))
 
     def _watch(self) -> bool:
         """Wait until every rank's part has ended; True if the user interrupted it."""

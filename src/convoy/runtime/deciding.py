@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convoy.cost.layers import NetworkFacts
+from convoy.cost.profile import Profile
 from convoy.cost.world import World, world_of
 from convoy.errors import UsageError
 from convoy.planner import Prediction, Ranking, Task, predict, problem_of, rank_plans
@@ -71,8 +72,7 @@ def decide(
             places=tuple(places),
             taking_part=(0,),
         )
-    profile = fitting(job, places, observer, pool, given=given)
-    world = world_of(profile).select(positions(profile, places))
+    profile, world = _measured(job, places, observer, pool, given)
     task = task_of(settings, facts)
     exact = [name for name, s in STRATEGIES.items() if s.exact and s.proven]
     ranking = rank_plans(world, task, candidates(settings.strategy_options, exact))
@@ -112,8 +112,7 @@ def carry_out(
     Raises:
         UsageError: it cannot be carried out there; says why.
     """
-    profile = fitting(job, places, observer, pool, given=given)
-    world = world_of(profile).select(positions(profile, places))
+    profile, world = _measured(job, places, observer, pool, given)
     task = task_of(job.settings, facts)
     prediction = predict(world, task, job.decided, range(len(places)))
     if not prediction.feasible:
@@ -126,6 +125,14 @@ def carry_out(
         prediction=prediction,
         world=world,
     )
+
+
+def _measured(
+    job: Job, places: Sequence[Place], observer: Observer, pool: Pool, given: Path | None
+) -> tuple[Profile, World]:
+    """A profile that fits, and the places as devices of a world, in their order."""
+    profile = fitting(job, places, observer, pool, given=given)
+    return profile, world_of(profile).select(positions(profile, places))
 
 
 def informed(

@@ -117,9 +117,13 @@ class TrainSettings:
             raise UsageError(
                 "--workers is for this machine alone and --cluster for several: give one of them"
             )
-        if self.profile is not None and (self.strategy != AUTO or self.shares is not None):
+        kind = STRATEGIES.get(self.strategy)
+        plans = self.strategy == AUTO or (kind is not None and kind.measures)
+        if self.profile is not None and (not plans or self.shares is not None):
+            names = [AUTO, *(name for name, s in STRATEGIES.items() if s.measures)]
             raise UsageError(
-                "--profile is what --strategy auto plans with, without --shares: leave one out"
+                f"--profile is what --strategy {' or '.join(names)} plans with, without --shares: "
+                "leave one out"
             )
         if self.shares is not None and not all(0 < s < math.inf for s in self.shares):
             raise UsageError(

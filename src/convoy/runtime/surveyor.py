@@ -43,7 +43,7 @@ from convoy.runtime.step_statistics import PHASES, deciles, levelled, mean_of, s
 from convoy.runtime.training import Trainee
 from convoy.strategies import Batch, Equipment
 from convoy.strategies.averages import average, averaged_tensors
-from convoy.strategies.replica import replicate
+from convoy.strategies.replica import replicated
 
 STRETCH_S = 0.1
 """How long one batch size is timed at a stretch: several periods of a CPU quota."""
@@ -334,9 +334,9 @@ class Surveyor:
             loss=trainee.loss,
         )
         try:
-            replica = replicate(equipment)
-            self._crewed = {module: module.__class__ for module in trainee.model.modules()}
-            yield replica
+            with replicated(equipment) as replica:
+                self._crewed = {module: module.__class__ for module in trainee.model.modules()}
+                yield replica
         finally:
             equipment.comm.close()
             _turn_into(self._plain)

@@ -180,12 +180,13 @@ class Trainee:
             "machine": formation.machines[formation.rank],
             "generation": formation.generation,
         }
-        for completed in self.job.decided.run(rank):
-            batch = completed.batch
-            next_step = batch.step + 1
-            sink.record(place | clock.record(batch, completed.loss_sum))
-            if batch.keeps:
-                self.send_checkpoint(next_step, formation, sink)
+        with contextlib.closing(self.job.decided.run(rank)) as program:
+            for completed in program:
+                batch = completed.batch
+                next_step = batch.step + 1
+                sink.record(place | clock.record(batch, completed.loss_sum))
+                if batch.keeps:
+                    self.send_checkpoint(next_step, formation, sink)
         if formation.first_step == self.num_steps:  # a rank was lost after the last step
             self._evaluate(formation, self.num_steps - 1, layout, sink)
             self.send_checkpoint(next_step, formation, sink)

@@ -14,7 +14,7 @@ to judge.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -138,6 +138,10 @@ class Completed:
     """Scalar: the sum of the loss over this rank's real samples."""
 
 
+Program = Generator[Completed, None, None]
+"""What a rank runs: one value per step."""
+
+
 @dataclass(kw_only=True)
 class Equipment:
     """What a network is trained with, on one device."""
@@ -224,5 +228,8 @@ class Strategy(ABC):
         """What a full-batch `step` does, counted from 0."""
 
     @abstractmethod
-    def run(self, rank: Rank) -> Iterator[Completed]:
-        """Train: one yielded value per completed step."""
+    def run(self, rank: Rank) -> Program:
+        """Train: one yielded value per completed step.
+
+        Closed where the run ends early: what it holds of `rank.comm` has to be let go of then.
+        """

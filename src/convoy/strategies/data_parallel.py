@@ -16,7 +16,6 @@ DistributedDataParallel does the bucketing and the overlap (`replica.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -24,9 +23,9 @@ from typing import ClassVar, Literal
 from convoy.comm import peer_loss
 from convoy.cost.schedule import Schedule
 from convoy.errors import UnknownNameError
-from convoy.strategies.base import Completed, Plan, Problem, Rank, Strategy, shares_for
+from convoy.strategies.base import Completed, Plan, Problem, Program, Rank, Strategy, shares_for
 from convoy.strategies.passes import Drawing, draw_passes
-from convoy.strategies.replica import buffers_kept, replicate
+from convoy.strategies.replica import buffers_kept, replicated
 
 WIRES = ("fp32", "bf16")
 BATCH_NORMS = ("sync", "local")
@@ -78,19 +77,19 @@ class DataParallel(Strategy):
         drawing.compute("update", [0] * len(plan.shares), done, "")
         return drawing.schedule()
 
-    def run(self, rank: Rank) -> Iterator[Completed]:
+    def run(self, rank: Rank) -> Program:
         """Forward, backward with overlapping all-reduce, update; every step ends in agreement."""
-        model = replicate(rank, wire=self.wire, batch_norm=self.batch_norm)
-        for batch in rank.batches:
-            # A stand-in for no samples is not to leave its mark on statistics of one's own.
-            stands_in = self.batch_norm == "local" and not batch.samples
-            with buffers_kept(rank.model) if stands_in else nullcontext():
-                loss_sum = rank.loss(model, batch)
-                with peer_loss():
-                    (loss_sum / batch.step_samples).backward()
-            rank.comm.settle()
-            rank.update(batch, loss_sum)
-            rank.commit(batch.step + 1, False)
-            if batch.evaluates:
-                rank.evaluate(batch.step)
-            yield Completed(batch=batch, loss_sum=loss_sum)
+        with replicated(rank, wire=self.wire, batch_norm=self.batch_norm) as model:
+            for batch in rank.batches:
+                # A stand-in for no samples is not to leave its mark on statistics of one's own.
+                stands_in = self.batch_norm == "local" and not batch.samples
+                with buffers_kept(rank.model) if stands_in else nullcontext():
+                    loss_sum = rank.loss(model, batch)
+                    with peer_loss():
+                        (loss_sum / batch.step_samples).backward()
+                rank.comm.settle()
+                rank.update(batch, loss_sum)
+                rank.commit(batch.step + 1, False)
+                if batch.evaluates:
+                    rank.evaluate(batch.step)
+                yield Completed(batch=batch, loss_sum=loss_sum)

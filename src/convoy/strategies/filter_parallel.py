@@ -24,14 +24,14 @@ batch (`resident=no`), and shares are by one benchmark of each device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from convoy.cost.layers import LayerSize
 from convoy.cost.schedule import Compute, Schedule, Transfer
 from convoy.errors import UnknownNameError, UsageError
-from convoy.strategies.base import Completed, Pending, Plan, Problem, Rank, Strategy
+from convoy.strategies.base import Completed, Pending, Plan, Problem, Program, Rank, Strategy
 from convoy.strategies.convolution_helper import Helper
 from convoy.strategies.convolution_lead import Lead
 from convoy.strategies.filter_shares import HEADER_BYTES, SharedLayer, Terms, divide
@@ -147,7 +147,7 @@ class FilterParallel(Strategy):
         assert isinstance(plan, FilterPlan)
         return _Sketch(plan, self._terms).draw()
 
-    def run(self, rank: Rank) -> Iterator[Completed]:
+    def run(self, rank: Rank) -> Program:
         """The first rank runs the network; the others compute what they are sent."""
         plan = rank.plan
         assert isinstance(plan, FilterPlan)

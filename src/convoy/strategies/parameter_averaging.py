@@ -27,7 +27,16 @@ import torch
 from convoy.cost.schedule import Schedule
 from convoy.errors import UsageError
 from convoy.strategies.averages import average, averaged_tensors, network_tensors
-from convoy.strategies.base import Completed, Pending, Plan, Problem, Rank, Strategy, shares_for
+from convoy.strategies.base import (
+    Completed,
+    Pending,
+    Plan,
+    Problem,
+    Program,
+    Rank,
+    Strategy,
+    shares_for,
+)
 from convoy.strategies.passes import Drawing, draw_passes
 
 
@@ -87,7 +96,7 @@ class ParameterAveraging(Strategy):
             drawing.all_reduce((of_parameters + network.num_buffers) * width, last)
         return drawing.schedule()
 
-    def run(self, rank: Rank) -> Iterator[Completed]:
+    def run(self, rank: Rank) -> Program:
         """Local steps; an average every H of them, and one after the last."""
         alone = rank.comm.world_size == 1
         pending = rank.pending

@@ -19,8 +19,11 @@ from convoy.strategies.batch_norm import synchronise_batch_norm
 from convoy.strategies.gradient_hooks import sum_gradients, sum_gradients_as_bfloat16
 
 
-def replicate(rank: Equipment, *, wire: str = "fp32", batch_norm: str = "sync") -> nn.Module:
-    """The model as DDP wraps it; as it is where there is nobody to share with.
+@contextmanager
+def replicated(
+    rank: Equipment, *, wire: str = "fp32", batch_norm: str = "sync"
+) -> Iterator[nn.Module]:
+    """Within it, the model as DDP wraps it; as it is where there is nobody to share with.
 
     Args:
         rank: whose model, optimizer and comm they are.
@@ -30,7 +33,8 @@ def replicate(rank: Equipment, *, wire: str = "fp32", batch_norm: str = "sync") 
     if batch_norm == "sync":  # alone too: it may have been one of several before
         synchronise_batch_norm(rank.model, rank.comm)
     if rank.comm.world_size == 1:
-        return rank.model
+        yield rank.model
+        return
     replica = DistributedDataParallel(
         rank.model,
         device_ids=[rank.device] if rank.device.type == "cuda" else None,
@@ -40,10 +44,15 @@ def replicate(rank: Equipment, *, wire: str = "fp32", batch_norm: str = "sync") 
     )
     # Equal already, or meant to differ. As an argument, torch 2.13 calls it deprecated.
     replica.broadcast_buffers = False
-    hook = sum_gradients_as_bfloat16 if wire == "bf16" else sum_gradients
-    replica.register_comm_hook(rank.comm, hook)
-    _settle_buckets(rank, replica)
-    return replica
+    try:
+        hook = sum_gradients_as_bfloat16 if wire == "bf16" else sum_gradients
+        replica.register_comm_hook(rank.comm, hook)
+        _settle_buckets(rank, replica)
+        yield replica
+    finally:
+        # They hold the process group. Were they the last to let go of it, they would wait for
+        # its threads with the interpreter's lock in hand, which those may be waiting for.
+        del replica.reducer, replica.logger
 
 
 def _unused_parameters(rank: Equipment) -> list[str]:

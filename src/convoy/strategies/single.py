@@ -5,12 +5,11 @@ forward ─▶ backward ─▶ update
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from convoy.cost.schedule import Schedule
-from convoy.strategies.base import Completed, Plan, Problem, Rank, Strategy
+from convoy.strategies.base import Completed, Plan, Problem, Program, Rank, Strategy
 from convoy.strategies.passes import Drawing, draw_passes
 
 
@@ -42,7 +41,7 @@ class Single(Strategy):
         drawing.compute("update", [0], last, "")
         return drawing.schedule()
 
-    def run(self, rank: Rank) -> Iterator[Completed]:
+    def run(self, rank: Rank) -> Program:
         """Plain PyTorch."""
         for batch in rank.batches:
             loss_sum = rank.loss(rank.model, batch)
