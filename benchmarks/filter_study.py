@@ -37,7 +37,6 @@ from convoy.strategies import make_strategy
 EQUAL, UNEQUAL = (0.4, 0.4, 0.4, 0.4), (0.4, 0.4, 0.2, 0.2)
 SKIP = 3
 IMAGES = (3, 32, 32)
-DATA = "synthetic:3x32x32:10:64"
 Options = dict[str, str]
 
 
@@ -109,7 +108,8 @@ def study(case: Case, steps: int) -> list[dict[str, Any]]:
         files = {n: folder / f"{n}.toml" for n in (1, *case.counts, count)}
         for n, path in files.items():
             path.write_text(cluster_file(case, n))
-        common = ["--network", case.network, "--data", DATA]
+        images = case.batch_size * (steps + SKIP + 1)  # no epoch ends among those that are timed
+        common = ["--network", case.network, "--data", f"synthetic:3x32x32:10:{images}"]
         common += ["--batch-size", str(case.batch_size)]
         profile = folder / "profile.json"
         inside(whole, "measure", *common, "--cluster", str(files[count]), "--out", str(profile))
