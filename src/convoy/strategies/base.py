@@ -27,6 +27,7 @@ from convoy.cost.layers import NetworkFacts
 from convoy.cost.memory import kept_activations
 from convoy.cost.schedule import Schedule
 from convoy.cost.world import World
+from convoy.errors import UsageError
 from convoy.strategies.shares import finish_together, share_of_each
 
 
@@ -251,3 +252,20 @@ class Strategy(ABC):
 
         Closed where the run ends early: what it holds of `rank.comm` has to be let go of then.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartingStrategy(Strategy):
+    """One whose ranks each train a part of the state (`parted_state.train_in_parts`)."""
+
+    parts_state: ClassVar[bool] = True
+    measures: ClassVar[bool] = True
+
+    snapshot_every: int = field(
+        default=100, metadata={"help": "steps after which all ranks get the whole state"}
+    )
+    """At most so many steps are repeated when a rank dies."""
+
+    def __post_init__(self) -> None:
+        if type(self.snapshot_every) is not int or self.snapshot_every < 1:
+            raise UsageError(f"--snapshot-every {self.snapshot_every}: expected 1 or more steps")

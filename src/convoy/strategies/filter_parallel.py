@@ -31,8 +31,8 @@ from torch import Tensor
 
 from convoy.cost.layers import LayerSize
 from convoy.cost.schedule import Compute, Schedule, Transfer
-from convoy.errors import UnknownNameError, UsageError
-from convoy.strategies.base import Batch, Plan, Problem, Program, Rank, Strategy
+from convoy.errors import UnknownNameError
+from convoy.strategies.base import Batch, PartingStrategy, Plan, Problem, Program, Rank
 from convoy.strategies.convolution_helper import Helper
 from convoy.strategies.convolution_lead import Lead
 from convoy.strategies.filter_shares import HEADER_BYTES, SharedLayer, Terms, divide
@@ -67,14 +67,12 @@ class FilterPlan(Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterParallel(Strategy):
+class FilterParallel(PartingStrategy):
     """Distribution of only the convolutions, in proportion to speed."""
 
     name: ClassVar[str] = "filter"
     summary: ClassVar[str] = "each convolution's filters are divided by speed; the first rank leads"
     proven: ClassVar[bool] = False
-    parts_state: ClassVar[bool] = True
-    measures: ClassVar[bool] = True
 
     wire: Literal["fp32", "bf16"] = field(
         default="fp32", metadata={"help": "fp32 or bf16 between ranks"}
@@ -88,20 +86,15 @@ class FilterParallel(Strategy):
         default="yes", metadata={"help": "yes or no: filters stay where they are used"}
     )
     """`no`: the first rank sends the filters with every batch and updates all of them."""
-    snapshot_every: int = field(
-        default=100, metadata={"help": "steps after which all ranks get the whole state"}
-    )
-    """At most so many steps are repeated when a rank dies."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.wire not in WIRES:
             raise UnknownNameError("--wire", str(self.wire), WIRES)
         if self.fuse not in YES_NO:
             raise UnknownNameError("--fuse", str(self.fuse), YES_NO)
         if self.resident not in YES_NO:
             raise UnknownNameError("--resident", str(self.resident), YES_NO)
-        if type(self.snapshot_every) is not int or self.snapshot_every < 1:
-            raise UsageError(f"--snapshot-every {self.snapshot_every}: expected 1 or more steps")
 
     def plan(self, problem: Problem) -> FilterPlan:
         """Divide each convolution so that all end together; the fastest device leads.

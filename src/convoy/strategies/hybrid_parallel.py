@@ -32,7 +32,7 @@ from convoy.cost.layers import LayerSize
 from convoy.cost.schedule import Compute, Schedule, Transfer
 from convoy.cost.simulate import simulate
 from convoy.errors import UnknownNameError, UsageError
-from convoy.strategies.base import Batch, Plan, Problem, Program, Rank, Strategy
+from convoy.strategies.base import Batch, PartingStrategy, Plan, Problem, Program, Rank
 from convoy.strategies.dense_exchange import DenseExchange
 from convoy.strategies.dense_shares import SplitLayer, rounds, samples_beside, splits
 from convoy.strategies.parted_state import PartedState, train_in_parts
@@ -56,15 +56,13 @@ class HybridPlan(Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HybridParallel(Strategy):
+class HybridParallel(PartingStrategy):
     """Data parallelism for convolutions, model parallelism for dense layers."""
 
     name: ClassVar[str] = "hybrid"
     summary: ClassVar[str] = "as data, but the neurons of dense layers are divided by speed"
     proven: ClassVar[bool] = False
     exchanges_gradients: ClassVar[bool] = True
-    parts_state: ClassVar[bool] = True
-    measures: ClassVar[bool] = True
 
     exchange: Literal["gather", "turns"] = field(
         default="turns", metadata={"help": "turns or gather: how dense layers get all samples"}
@@ -74,12 +72,9 @@ class HybridParallel(Strategy):
         default="auto", metadata={"help": "dense layers with more weights are split; auto: planned"}
     )
     """`auto`: as many of the largest as make the shortest step."""
-    snapshot_every: int = field(
-        default=100, metadata={"help": "steps after which all ranks get the whole state"}
-    )
-    """At most so many steps are repeated when a rank dies."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.exchange not in EXCHANGES:
             raise UnknownNameError("--exchange", str(self.exchange), EXCHANGES)
         if self.dense_above != "auto" and (
@@ -88,8 +83,6 @@ class HybridParallel(Strategy):
             raise UsageError(
                 f"--dense-above {self.dense_above}: expected a number of weights, or auto"
             )
-        if type(self.snapshot_every) is not int or self.snapshot_every < 1:
-            raise UsageError(f"--snapshot-every {self.snapshot_every}: expected 1 or more steps")
 
     def plan(self, problem: Problem) -> HybridPlan:
         """Split the dense layers with which a step is shortest; share samples by the rest.
