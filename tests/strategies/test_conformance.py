@@ -83,6 +83,13 @@ ROWS = [
         stops=0,
     ),
     Row(strategy="filter", options={"wire": "bf16"}, loses=1, stops=0),
+    Row(strategy="pipeline", exact_with={}, networks=("plain", "branched"), loses=1),
+    Row(
+        strategy="pipeline",
+        options={"pipeline_schedule": "1f1b", "snapshot_every": 2},
+        exact_with={},
+        networks=("plain", "branched"),
+    ),
 ]
 SENDING = [row for row in ROWS if row.strategy != "single"]
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)

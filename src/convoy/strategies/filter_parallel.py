@@ -28,14 +28,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+from torch import Tensor
+
 from convoy.cost.layers import LayerSize
 from convoy.cost.schedule import Compute, Schedule, Transfer
 from convoy.errors import UnknownNameError, UsageError
-from convoy.strategies.base import Completed, Pending, Plan, Problem, Program, Rank, Strategy
+from convoy.strategies.base import Batch, Plan, Problem, Program, Rank, Strategy
 from convoy.strategies.convolution_helper import Helper
 from convoy.strategies.convolution_lead import Lead
 from convoy.strategies.filter_shares import HEADER_BYTES, SharedLayer, Terms, divide
-from convoy.strategies.parted_state import PartedState
+from convoy.strategies.parted_state import PartedState, train_in_parts
 from convoy.strategies.passes import Drawing, layers_or_whole
 
 WIRES = ("fp32", "bf16")
@@ -151,34 +153,14 @@ class FilterParallel(Strategy):
         """The first rank runs the network; the others compute what they are sent."""
         plan = rank.plan
         assert isinstance(plan, FilterPlan)
-        rank.commit(rank.first_step, True)
         side = (Lead if rank.comm.rank == 0 else Helper)(rank, plan.layers, self._terms)
+
+        def step(batch: Batch) -> Tensor:
+            with side:
+                return side.step(batch)
+
         parted = PartedState(rank, side.rows)
-        pending, step = Pending(), rank.first_step
-        try:
-            for batch in rank.batches:
-                parted.part()
-                with side:
-                    loss_sum = side.step(batch)
-                rank.update(batch, loss_sum)
-                pending = Pending(
-                    samples=pending.samples + batch.samples,
-                    step_samples=pending.step_samples + batch.step_samples,
-                )
-                step = batch.step + 1
-                rank.diverge(pending)
-                if batch.evaluates or batch.keeps or step % self.snapshot_every == 0:
-                    parted.join()
-                    pending = Pending()
-                    rank.commit(step, True)
-                if batch.evaluates:
-                    rank.evaluate(batch.step)
-                yield Completed(batch=batch, loss_sum=loss_sum)
-            if pending != Pending():
-                parted.join()
-                rank.commit(step, True)
-        finally:
-            parted.release()
+        return train_in_parts(rank, parted, step, snapshot_every=self.snapshot_every)
 
 
 class _Sketch:

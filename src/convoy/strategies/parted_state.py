@@ -3,18 +3,19 @@
     whole on every rank ──part──▶ own rows of some tensors ──train──▶ join ──▶ whole on every rank
 
 A tensor is cut along its first dimension: a convolution's filters, a dense layer's neurons, and
-what an optimizer keeps for each of them. What is not cut belongs to the first rank.
+what an optimizer keeps for each of them. One that is whole on one rank has all its rows there,
+and a single number counts as one row. What is not cut belongs to the first rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from convoy import state
-from convoy.strategies.base import Equipment
+from convoy.strategies.base import Batch, Completed, Equipment, Pending, Program, Rank
 
 
 class PartedState:
@@ -46,7 +47,9 @@ class PartedState:
             return
         tensors = self._tensors()
         for name, counts in self._rows.items():
-            tensor = tensors[name]
+            tensor = tensors.get(name)
+            if tensor is None or not tensor.dim():
+                continue  # another name of one that is there, or a single number
             full = tensor.data
             own = slice(sum(counts[: self._comm.rank]), sum(counts[: self._comm.rank + 1]))
             kept = self._optimizer.state.get(tensor, {})
@@ -68,7 +71,7 @@ class PartedState:
         whole: state.Tensors = {}
         for name in dict.fromkeys(name for part in parts for name in part):
             pieces = [part[name] for part in parts if name in part]
-            whole[name] = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+            whole[name] = torch.cat(pieces) if pieces[0].dim() and len(pieces) > 1 else pieces[0]
         self.release()
         state.load(self._model, self._optimizer, whole)
 
@@ -82,15 +85,52 @@ class PartedState:
     def _own(self) -> state.Tensors:
         """What this rank has to give: its rows, and of the first rank the rest besides."""
         packed = state.pack(self._model, self._optimizer)
-        parted = {n: t for n, t in packed.items() if self._rows_of(n, t) is not None and len(t)}
-        return packed | parted if self._comm.rank == 0 else parted
+        return {name: tensor for name, tensor in packed.items() if self._has(name)}
 
-    def _rows_of(self, name: str, tensor: Tensor) -> tuple[int, ...] | None:
-        """Of a packed tensor, how it is cut; None if it is not."""
+    def _has(self, name: str) -> bool:
+        """Whether this rank has something of a packed tensor."""
         kind, _, owner = name.partition("/")
         if kind == "optimizer":
             owner = owner.rpartition("/")[0]
-        return self._rows.get(owner) if tensor.dim() else None
+        rows = self._rows.get(owner)
+        return self._comm.rank == 0 if rows is None else rows[self._comm.rank] > 0
 
     def _tensors(self) -> dict[str, Tensor]:
         return dict(self._model.named_parameters()) | dict(self._model.named_buffers())
+
+
+def train_in_parts(
+    rank: Rank, parted: PartedState, step: Callable[[Batch], Tensor], *, snapshot_every: int
+) -> Program:
+    """Steps with parted state, and all of it on every rank where somebody wants to see it.
+
+    Args:
+        step: forward and backward pass; returns the sum of the loss over the rank's samples.
+        snapshot_every: steps after which all ranks are given the whole state in any case, which
+            the crew goes on from if a rank dies.
+    """
+    next_step, pending = rank.first_step, Pending()
+    rank.commit(next_step, True)
+    try:
+        for batch in rank.batches:
+            parted.part()
+            loss_sum = step(batch)
+            rank.update(batch, loss_sum)
+            pending = Pending(
+                samples=pending.samples + batch.samples,
+                step_samples=pending.step_samples + batch.step_samples,
+            )
+            next_step = batch.step + 1
+            rank.diverge(pending)
+            if batch.evaluates or batch.keeps or next_step % snapshot_every == 0:
+                parted.join()
+                pending = Pending()
+                rank.commit(next_step, True)
+            if batch.evaluates:
+                rank.evaluate(batch.step)
+            yield Completed(batch=batch, loss_sum=loss_sum)
+        if pending != Pending():
+            parted.join()
+            rank.commit(next_step, True)
+    finally:
+        parted.release()
