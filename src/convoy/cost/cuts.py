@@ -6,6 +6,7 @@ conv1 ─ relu1 ┬ conv2 ─ conv3 ┬ add ─ pool ┊ dense        between co
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterable, Mapping
@@ -87,19 +88,21 @@ def cuts_of(
         value = values.get(crossing[0]) if len(crossing) == 1 else None
         if value is None or not 0 < len(begun) < count or any(a <= at < b for a, b in shared):
             continue
-        if not value.shape or value.shape[0] != IMAGES or value.dtype != dtype:
+        if value.shape[:1] != (IMAGES,) or value.dtype != dtype:
             continue
         cut = Cut(
             after=node.name,
             crossing=crossing[0].name,
             layers=len(begun),
             shape=tuple(value.shape[1:]),
-            gradient=value.requires_grad,
+            gradient=value.gradient,
         )
         if cut.layers not in thinnest or cut.elements <= thinnest[cut.layers].elements:
             thinnest[cut.layers] = cut
     called = len(begun)
     places = tuple(cut for cut in thinnest.values() if cut.layers < called)
+    if called < 2:
+        return Cuts(reason="it is one layer")
     reason = "" if places else "at every place of it more than a single tensor of maps is alive"
     return Cuts(places=places, reason=reason)
 
@@ -131,10 +134,20 @@ def tensors_at(network: nn.Module, node: torch.fx.Node) -> Iterable[Tensor]:
     return []
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Value:
+    """What is known of a tensor that a node gives."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    gradient: bool
+    """Whether a backward pass finds its gradient, and goes on from there."""
+
+
 def _values(
     network: nn.Module, graph: torch.fx.Graph, input_shape: tuple[int, ...]
-) -> dict[torch.fx.Node, Tensor] | None:
-    """What each node gives that gives a tensor: without content, where the network allows it."""
+) -> dict[torch.fx.Node, _Value] | None:
+    """Of each node that gives a tensor; without computing, where the network allows it."""
 
     class Player(torch.fx.Interpreter):
         def run_node(self, n: torch.fx.Node) -> Any:
@@ -150,8 +163,23 @@ def _values(
         image = torch.zeros((IMAGES, *input_shape), device=device, dtype=dtype)
         try:
             with torch.random.fork_rng(devices=[]):
-                Player(module, graph=graph).run(image)
+                output = Player(module, graph=graph).run(image)
         except Exception:  # an operator without meta, or a tensor made on the host
             continue
-        return found
+        reached = _reached(output, list(found.values()))
+        return {
+            node: _Value(shape=tuple(value.shape), dtype=value.dtype, gradient=id(value) in reached)
+            for node, value in found.items()
+        }
     return None
+
+
+def _reached(output: Any, values: list[Tensor]) -> set[int]:
+    """Which of the values, by identity, a backward pass from the network's output comes to."""
+    tracked = [value for value in values if value.requires_grad]
+    if tracked and isinstance(output, Tensor) and output.requires_grad:
+        with contextlib.suppress(Exception):  # an operator without meta: then all of them
+            gradients = torch.autograd.grad(output.sum(), tracked, allow_unused=True)
+            pairs = zip(tracked, gradients, strict=True)
+            return {id(value) for value, gradient in pairs if gradient is not None}
+    return {id(value) for value in tracked}

@@ -16,9 +16,9 @@ computed: their number is planned too.
 `schedule` is the order of passes: `gpipe`, all forward passes first (as drawn), or `1f1b`, which
 begins with backward passes as soon as it can, and so keeps the maps of fewer micro-batches.
 
-A rank keeps only its own stage's parameters and what the optimizer keeps for them. Every
-`snapshot_every` steps, and wherever a checkpoint or an evaluation is due, all ranks get the whole
-state: that is what the crew goes on from if one of them dies.
+A rank trains its own stage's parameters only. Every `snapshot_every` steps, and wherever a
+checkpoint or an evaluation is due, all ranks get the whole state: that is what the crew goes on
+from if one of them dies.
 
 Sources: J. Dean et al., "Large scale distributed deep networks", NIPS 2012, section 3 (a model
 partitioned over machines); Y. Huang et al., "GPipe: efficient training of giant neural networks

@@ -42,8 +42,8 @@ class PipelineRank:
         self._module = StageModule(
             parts[self._index],
             self._wire,
-            first=self._before is None,
-            last=self._after is None,
+            before=self._before,
+            after=self._after,
             mixed=mixed,
         )
         self._schedules: dict[tuple[int, ...], ScheduleGPipe | Schedule1F1B] = {}

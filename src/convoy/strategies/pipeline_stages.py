@@ -100,8 +100,8 @@ def passes(kind: Kind, stage: int, stages: int, number: int) -> Iterator[tuple[P
 def _places(network: NetworkFacts, count: int) -> tuple[Cut, ...]:
     if count > 1 and not network.cuts.places:
         raise UsageError(
-            f"this network cannot be cut into the stages of a pipeline: {network.cuts.reason}. Use --strategy "
-            "data, or single"
+            "this network cannot be cut into the stages of a pipeline: "
+            f"{network.cuts.reason}. Use --strategy data, or single"
         )
     if count > len(network.cuts.places) + 1:
         most = len(network.cuts.places) + 1

@@ -58,19 +58,22 @@ class StageModule(nn.Module):
     does."""
 
     def __init__(
-        self, part: nn.Module, wire: Wire, *, first: bool, last: bool, mixed: bool
+        self, part: nn.Module, wire: Wire, *, before: Cut | None, after: Cut | None, mixed: bool
     ) -> None:
         super().__init__()
         self._part, self._wire = part, wire
-        self._first, self._last, self._mixed = first, last, mixed
+        self._before, self._after, self._mixed = before, after, mixed
 
     def forward(self, x: Tensor) -> Any:
         """One micro-batch."""
-        if not self._first:
+        if self._before is not None:
             x = self._wire.unpacked(x)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self._mixed):
             x = self._part(x)
-        return x if self._last else self._wire.packed(x)
+        if self._after is None:
+            return x
+        maps = self._wire.packed(x)
+        return maps if self._after.gradient else maps.detach()
 
 
 def parts_of(model: nn.Module, cuts: Sequence[Cut]) -> tuple[list[nn.Module], dict[str, int]]:
