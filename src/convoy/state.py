@@ -60,13 +60,20 @@ def load(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[st
             f"{' ...' if len(wrong) > 4 else ''} missing or of another shape. Give the "
             "--network that the run was started with"
         )
-    for name, tensor in ours.items():
-        tensor.copy_(theirs[name])
-    parameters = dict(model.named_parameters())
     optimizer.state.clear()
+    put(model, optimizer, tensors)
+
+
+@torch.no_grad()
+def put(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """As `load`, for some of the tensors; the others stay as they are."""
+    ours, parameters = model.state_dict(), dict(model.named_parameters())
     for name, tensor in tensors.items():
-        if name.startswith("optimizer/"):
-            owner, key = name.removeprefix("optimizer/").rsplit("/", 1)
+        kind, _, rest = name.partition("/")
+        if kind == "model":
+            ours[rest].copy_(tensor)
+        else:
+            owner, key = rest.rsplit("/", 1)
             parameter = parameters[owner]
             if tensor.shape == parameter.shape:  # with the parameter's layout and device
                 value = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)

@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,38 @@ import ours
 import psutil
 import ray
 import torch
+from processes import kill_at_once
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import convoy
 from convoy.cli import main
 from convoy.datasets import open_dataset
+from convoy.runtime import run
+from convoy.runtime.placement import Place
+from convoy.runtime.pool import Pool
+
+
+class Idle(Pool):
+    """Ranks that came through a job unharmed are there for the next: starting one takes seconds."""
+
+    def take(self, place: Place, num_threads: int) -> Any:
+        """As ever; where a new one is needed, idle ones keep no cores from it."""
+        if not self._idle[place.index, num_threads if place.shared else 0]:
+            self.end()
+        return super().take(place, num_threads)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._idle.values()))
+
+
+IDLE = Idle()
+
+
+@contextmanager
+def idle() -> Iterator[Pool]:
+    """In place of a pool that ends with the job."""
+    yield IDLE
 
 
 class Mine(nn.Module):
@@ -117,9 +144,8 @@ class Watch:
 
     def hit_all(self) -> None:
         """Kill every rank."""
-        for process in psutil.Process().children(recursive=True):
-            if process.name().startswith("ray::Member"):
-                process.kill()
+        children = psutil.Process().children(recursive=True)
+        kill_at_once([child for child in children if child.name().startswith("ray::Member")])
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +180,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     except (Exception, KeyboardInterrupt) as error:
         answer["error"] = [type(error).__name__, str(error)]
         traceback.print_exc()
+    if answer["error"] or job.get("deed"):
+        IDLE.end()
     return answer | {"said": watch.said, "pids": watch.pids}
 
 
@@ -166,6 +194,8 @@ def command(argv: list[str]) -> dict[str, Any]:
             main()
         except SystemExit as status:
             code = status.code
+    if code:
+        IDLE.end()
     return {"code": code, "stdout": out.getvalue(), "stderr": err.getvalue()}
 
 
@@ -181,9 +211,11 @@ if __name__ == "__main__":
         object_store_memory=100 * 1024**2,
         _node_ip_address="127.0.0.1",
     )
+    run.pool = idle
     for line in sys.stdin:
         job = json.loads(line)
         answer = command(job["argv"]) if "argv" in job else train(job)
+        answer["idle"] = len(IDLE)
         answers.write(json.dumps(answer, default=str) + "\n")
         answers.flush()
     ray.shutdown()

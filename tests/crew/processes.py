@@ -23,6 +23,14 @@ END_S = 15.0
 """How long descendants may take to end once their ancestor has."""
 
 
+def kill_at_once(processes: list[psutil.Process]) -> None:
+    """Kill them so that none lives to see another's death."""
+    for process in processes:
+        process.suspend()
+    for process in processes:
+        process.kill()
+
+
 class Program:
     """A Python program in a folder of its own, in a session of its own."""
 
@@ -148,7 +156,7 @@ class Harbour:
             raise AssertionError(f"no answer within {timeout_s} s: {status}\n{self._complaints()}")
         answer: dict[str, Any] = json.loads(line)
         gone_by = time.monotonic() + END_S
-        while left := members_of(descendants(process.pid)):
+        while len(left := members_of(descendants(process.pid))) > answer["idle"]:
             assert time.monotonic() < gone_by, f"ranks left behind: {left}"
             time.sleep(POLL_S)
         return answer

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .processes import Harbour, Program
+from .processes import Harbour, Program, kill_at_once
 from .reference import (
     NETWORK,
     SAME,
@@ -55,8 +55,7 @@ def test_every_rank_is_killed(
         HURRY=str(tmp_path / "hurry"),
     )
     train.until(lambda: steps_done(run) >= 9, 60)
-    for member in train.members():
-        member.kill()
+    kill_at_once(train.members())
     assert train.wait(60) == 1
     assert "error: every rank is lost; the last step done is " in train.stderr
     assert "--resume run" in train.stderr

@@ -35,6 +35,8 @@ class Row:
     """Steps done and lost with a peer that dies in step 4."""
     keeps_apart: tuple[str, ...] = ("num_batches_tracked",)
     """Endings of tensors that ranks do not share: here, of batches that each has counted."""
+    keep: tuple[int, ...] = (0, 1)
+    """Survivors that then have what to go on from."""
     stops: int = 2
     """The rank that is stopped in the middle of a pass, while rank 2 is killed."""
 
@@ -83,6 +85,14 @@ ROWS = [
         stops=0,
     ),
     Row(strategy="filter", options={"wire": "bf16"}, loses=1, stops=0),
+    Row(strategy="hybrid", exact_with={}, networks=ANY_NETWORK, loses=1, keep=(0,)),
+    Row(
+        strategy="hybrid",
+        options={"exchange": "gather", "dense_above": 0, "snapshot_every": 2},
+        exact_with={},
+        networks=ANY_NETWORK,
+        keep=(0,),
+    ),
     Row(strategy="pipeline", exact_with={}, networks=("plain", "branched"), loses=1),
     Row(
         strategy="pipeline",
@@ -217,11 +227,14 @@ def test_survivors_of_a_lost_peer_go_on(crew: Crew, row: Row, place: str) -> Non
         formed.go_on()
     left = formed.reports()
     assert [report.outcome.kind for report in left] == ["peer lost", "peer lost"]
-    assert [report.outcome.step for report in left] == [back_to, back_to]
+    steps = [back_to if rank in row.keep else None for rank in range(2)]
+    assert [report.outcome.step for report in left] == steps
     assert all(report.outcome.detail for report in left)
-    assert_equal(left[0].state, left[1].state, atol=0.0)
+    for rank in row.keep:
+        assert_equal(left[rank].state, left[0].state, atol=0.0)
 
-    ended = crew.form(plan_of(job, WEIGHTS[:2]), first_step=back_to, source_rank=1).reports()
+    formed = crew.form(plan_of(job, WEIGHTS[:2]), first_step=back_to, source_rank=row.keep[-1])
+    ended = formed.reports()
     assert [report.outcome.kind for report in ended] == ["finished", "finished"]
     assert_equal(ended[0].state, ended[1].state, atol=0.0)
     for report in ended:

@@ -48,6 +48,9 @@ class LayerSize:
     filters: int = 0
     """Of a convolution that may be computed filter by filter: an nn.Conv2d without groups that a
     pass goes through once, with parameters of its own. 0 of anything else."""
+    neurons: int = 0
+    """Of a dense layer that may be computed neuron by neuron: an nn.Linear that a pass goes through
+    once, with parameters of its own, all of them trained. 0 of anything else."""
     input_gradient: bool = False
     """Whether a backward pass goes on from it."""
     tail: tuple[str, ...] = ()
@@ -170,6 +173,7 @@ def _sizes(network: nn.Module, found: Sequence[LayerFacts]) -> tuple[LayerSize, 
                 inputs=facts.input,
                 macs=facts.macs,
                 filters=0 if name in again or shared else _filters(module),
+                neurons=0 if name in again or shared else _neurons(module),
                 input_gradient=facts.backward_macs > facts.macs * _is_trained(module),
                 tail=tails.get(name, ()),
             )
@@ -182,6 +186,11 @@ def _sizes(network: nn.Module, found: Sequence[LayerFacts]) -> tuple[LayerSize, 
 
 def _filters(module: nn.Module) -> int:
     return module.out_channels if type(module) is nn.Conv2d and module.groups == 1 else 0
+
+
+def _neurons(module: nn.Module) -> int:
+    trained = all(p.requires_grad for p in module.parameters())
+    return module.out_features if type(module) is nn.Linear and trained else 0
 
 
 def _is_trained(module: nn.Module) -> bool:

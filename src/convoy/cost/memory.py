@@ -24,17 +24,25 @@ def peak_bytes(
     element_bytes: int = 4,
     copies_state: bool = False,
     activations: int | None = None,
+    parameters: int | None = None,
 ) -> int:
-    """Bytes of a rank at the end of its forward pass.
+    """Bytes of a rank where it holds most.
 
-    Parameters, gradients, the optimizer's state, and `activations` elements of feature maps, which
-    are kept for the backward pass: those of so many samples where it is not said. `copies_state`: a
-    copy of parameters and optimizer state is held besides, as `averaging` does.
+    That is at the end of its forward pass: parameters, gradients, the optimizer's state, and
+    feature maps, which are kept for the backward pass. Where it has only some of the parameters
+    while it trains, it may also be between steps, when it is given all of them.
+
+    Args:
+        copies_state: a copy of parameters and optimizer state is held besides, as `averaging` does.
+        activations: elements of feature maps; those of so many samples where it is not said.
+        parameters: trainable parameters that the rank trains; all where it is not said.
     """
-    kept = 2 + OPTIMIZER_STATES[optimizer]
-    if copies_state:
-        kept += 1 + OPTIMIZER_STATES[optimizer]
-    state = network.num_parameters * kept + 2 * network.num_buffers
+    states = 1 + OPTIMIZER_STATES[optimizer]
     if activations is None:
         activations = kept_activations(network, samples)
-    return PROCESS_BYTES + (state + activations) * element_bytes
+    if parameters is None:
+        parameters = network.num_parameters
+    whole = network.num_parameters * states
+    most = max(parameters * (states + 1) + activations, whole)
+    kept = most + 2 * network.num_buffers + (whole if copies_state else 0)
+    return PROCESS_BYTES + kept * element_bytes

@@ -103,9 +103,16 @@ def predict(
             activations=activations,
             optimizer=task.optimizer,
             element_bytes=task.element_bytes,
-            copies_state=strategy.parts_state or (count > 1 and len(picks) > 1),
+            parameters=parameters,
+            copies_state=copies or (count > 1 and len(picks) > 1),
         )
-        for samples, activations in zip(plan.shares, strategy.activations(plan), strict=True)
+        for samples, activations, parameters, copies in zip(
+            plan.shares,
+            strategy.activations(plan),
+            strategy.parameters(plan),
+            strategy.copies(plan),
+            strict=True,
+        )
     )
     reason = _too_large(world, picks, memory)
     tenths = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times

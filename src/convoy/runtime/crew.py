@@ -32,7 +32,6 @@ from convoy.runtime.member_handle import (
     GONE,
     MemberHandle,
     await_ready,
-    backend_for,
     committed,
     dismiss,
     fetch,
@@ -166,7 +165,7 @@ class Crew:
             plan=plan,
             machines=tuple(s.place.machine for s in self._members),
             first_step=footing.step,
-            backend=backend_for(self._members),
+            backend=self.job.backend(plan),
             source_rank=None if footing.shared else source,
             layout=self.journal.layout,
         )

@@ -38,6 +38,11 @@ class Job:
         assert self.strategy is not None
         return self.strategy
 
+    def backend(self, plan: Plan) -> str:
+        """NCCL where every rank has a GPU and tensors stay there; Gloo, which moves all, else."""
+        on_gpus = all(worker.device.startswith("cuda") for worker in plan.problem.workers)
+        return "nccl" if on_gpus and not self.decided.parts_state else "gloo"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:

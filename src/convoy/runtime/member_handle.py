@@ -111,8 +111,3 @@ def committed(member: MemberHandle) -> int:
     """The step that `member`'s state goes on from; -1 where it has none to offer."""
     step = member.outcome.step if member.outcome else None
     return -1 if step is None else step
-
-
-def backend_for(members: Sequence[MemberHandle]) -> str:
-    """NCCL where every rank has a GPU of its own; Gloo, which moves both kinds, otherwise."""
-    return "nccl" if all(s.place.device.startswith("cuda") for s in members) else "gloo"

@@ -129,7 +129,7 @@ def _lead(
         plan=plan,
         machines=tuple(worker.machine for worker in plan.problem.workers),
         first_step=start.step if start else 0,
-        backend=_backend(plan),
+        backend=trainee.job.backend(plan),
         part=parts[0],
         source_rank=source,
         layout=journal.layout,
@@ -170,7 +170,7 @@ def _follow(rank: int, plan: Plan, trainee: Trainee, store: dist.Store) -> None:
         rank=rank,
         plan=plan,
         machines=tuple(worker.machine for worker in plan.problem.workers),
-        backend=_backend(plan),
+        backend=trainee.job.backend(plan),
         part=_receive_part(store, f"part/{rank}") if orders["source_rank"] is None else None,
         **orders,
     )
@@ -212,11 +212,6 @@ def _device() -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
-
-
-def _backend(plan: Plan) -> str:
-    on_gpus = all(worker.device.startswith("cuda") for worker in plan.problem.workers)
-    return "nccl" if on_gpus else "gloo"
 
 
 def _introduce(

@@ -64,6 +64,7 @@ class Trainee:
         self._kept: state.Tensors | None = None
         self._kept_buffers: state.Tensors = {}
         self._committed: int | None = None
+        self._is_new = True
 
     def train(
         self, formation: Formation, gate: Gate, sink: Sink, store: dist.Store | None
@@ -115,6 +116,8 @@ class Trainee:
 
     def _take_over(self, formation: Formation, comm: Comm) -> None:
         source = formation.source_rank
+        if formation.part is None and source == formation.rank and self._committed is None:
+            self._begin_anew()
         if formation.part is not None:
             self._committed = None  # until all have it, this is no state to go on from
             state.load(self.model, self.optimizer, formation.part.tensors)
@@ -129,6 +132,13 @@ class Trainee:
         self._committed = None
         if pending == Pending():
             self._commit(formation.first_step, copy=False)
+
+    def _begin_anew(self) -> None:
+        """Be as before the first step: nothing of what was done since has been kept."""
+        if not self._is_new:
+            model = build_network(self.job.network, self.data, self.job.settings.seed)
+            self.model.load_state_dict(model.state_dict())
+            self.optimizer.state.clear()
 
     def _choose_layout(self, formation: Formation, comm: Comm) -> str:
         asked = self.job.settings.memory_format
@@ -147,11 +157,16 @@ class Trainee:
     def _run(self, formation: Formation, comm: Comm, gate: Gate, sink: Sink, layout: str) -> int:
         """Drive the strategy's program; return the step it stopped before."""
         clock = StepClock(comm, self.device)
+        self._is_new = False
         next_step = formation.first_step
 
         def commit(step: int, copy: bool) -> None:
             clock.stop()
             self._commit(step, copy=copy)
+
+        def forgo() -> None:
+            clock.stop()
+            self._forgo()
 
         def diverge(pending: Pending) -> None:
             clock.stop()
@@ -168,6 +183,7 @@ class Trainee:
             loss=self.loss,
             update=lambda batch, loss_sum: self._update(batch, loss_sum, formation),
             commit=commit,
+            forgo=forgo,
             diverge=diverge,
             evaluate=lambda step: self._evaluate(formation, step, layout, sink),
             regroups=lambda: gate.reason == "regroup",
@@ -276,6 +292,10 @@ class Trainee:
         self._pending = Pending()
         self._kept = state.copy_of(state.pack(self.model, self.optimizer)) if copy else None
         self._kept_buffers = {n: b.clone() for n, b in self.model.named_buffers()}
+
+    def _forgo(self) -> None:
+        self._committed, self._kept, self._kept_buffers = None, None, {}
+        self._pending = Pending()
 
     @torch.no_grad()
     def _roll_back(self) -> None:

@@ -20,6 +20,7 @@ from convoy.strategies.base import (
 )
 from convoy.strategies.data_parallel import DataParallel
 from convoy.strategies.filter_parallel import FilterParallel
+from convoy.strategies.hybrid_parallel import HybridParallel
 from convoy.strategies.parameter_averaging import ParameterAveraging
 from convoy.strategies.pipeline_parallel import PipelineParallel
 from convoy.strategies.single import Single
@@ -44,7 +45,10 @@ __all__ = [
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
-    for strategy in (Single, DataParallel, ParameterAveraging, FilterParallel, PipelineParallel)
+    for strategy in (
+        *(Single, DataParallel, ParameterAveraging),
+        *(FilterParallel, HybridParallel, PipelineParallel),
+    )
 }
 
 

@@ -169,6 +169,8 @@ class Rank(Equipment):
     """`commit(step, copy)`: every rank now holds the same state, with all steps before `step`
     done, and it is what to go on from if a peer is lost. `copy` keeps a copy of it, which a
     program needs whose state will differ between ranks until its next commit."""
+    forgo: Callable[[], None]
+    """As `commit`, but this rank keeps nothing to go on from. Others do; it saves the memory."""
     diverge: Callable[[Pending], None]
     """`diverge(pending)`: as `commit`, but ranks' states now differ, and what to go on
     from stays the last commit."""
@@ -205,7 +207,8 @@ class Strategy(ABC):
     shares may change between any two steps: the crew then cuts them anew as machines change."""
 
     parts_state: ClassVar[bool] = False
-    """Whether each rank keeps a part of the state between commits, and a copy of all of it."""
+    """Whether each rank trains a part of the state between commits. Its ranks send to one another
+    directly, which Gloo does for tensors on the host, whatever devices there are."""
     measures: ClassVar[bool] = False
     """Whether it cannot be planned well without figures of every layer, so that machines are
     measured even where it is asked for by name."""
@@ -218,6 +221,14 @@ class Strategy(ABC):
     def activations(self, plan: Plan) -> tuple[int, ...]:
         """Elements of feature maps that each rank holds at the end of its forward pass."""
         return tuple(kept_activations(plan.problem.network, share) for share in plan.shares)
+
+    def parameters(self, plan: Plan) -> tuple[int, ...]:
+        """Trainable parameters that each rank trains, and holds while it does."""
+        return (plan.problem.network.num_parameters,) * len(plan.shares)
+
+    def copies(self, plan: Plan) -> tuple[bool, ...]:
+        """Whether each rank keeps a copy of the whole state, as of the last commit."""
+        return (self.parts_state,) * len(plan.shares)
 
     @abstractmethod
     def plan(self, problem: Problem) -> Plan:

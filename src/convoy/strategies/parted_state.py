@@ -3,13 +3,13 @@
     whole on every rank ──part──▶ own rows of some tensors ──train──▶ join ──▶ whole on every rank
 
 A tensor is cut along its first dimension: a convolution's filters, a dense layer's neurons, and
-what an optimizer keeps for each of them. One that is whole on one rank has all its rows there,
-and a single number counts as one row. What is not cut belongs to the first rank.
+what an optimizer keeps for each of them. One that is whole on one rank has all its rows there; a
+single number counts as one row. What is not cut belongs to the first rank, or to all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -17,28 +17,34 @@ from torch import Tensor
 from convoy import state
 from convoy.strategies.base import Batch, Completed, Equipment, Pending, Program, Rank
 
+GROUP_BYTES = 32 * 1024**2
+"""About so much of what is parted is joined at once: few messages, and little held twice."""
+
 
 class PartedState:
     """A rank's network and optimizer, parted or whole."""
 
-    def __init__(self, rank: Equipment, rows: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, rank: Equipment, rows: Mapping[str, tuple[int, ...]], *, rest_is_common: bool = False
+    ) -> None:
         """Leave everything whole.
 
         Args:
             rank: whose network, optimizer and comm they are.
             rows: of tensors by their names in the network's state, how many rows of its first
                 dimension each rank has.
+            rest_is_common: every rank has what is not cut, and the same of it.
         """
         self._model, self._optimizer = rank.model, rank.optimizer
         self._comm, self._device = rank.comm, rank.device
-        self._rows = rows
-        self._full: dict[str, Tensor] = {}
-        """What parted tensors were when they were whole: their memory is used again."""
+        self._rows, self._rest_is_common = rows, rest_is_common
+        self._forms: dict[str, Tensor] = {}
+        """Shape and layout of parted tensors when they are whole, without content."""
 
     @property
     def is_whole(self) -> bool:
         """Whether every tensor has its full shape."""
-        return not self._full
+        return not self._forms
 
     @torch.no_grad()
     def part(self) -> None:
@@ -48,59 +54,99 @@ class PartedState:
         tensors = self._tensors()
         for name, counts in self._rows.items():
             tensor = tensors.get(name)
-            if tensor is None or not tensor.dim():
-                continue  # another name of one that is there, or a single number
+            if tensor is None:  # another name of one that has its turn
+                continue
             full = tensor.data
+            self._forms[name] = full.to("meta")
+            if not tensor.dim():
+                continue
             own = slice(sum(counts[: self._comm.rank]), sum(counts[: self._comm.rank + 1]))
             kept = self._optimizer.state.get(tensor, {})
             for key, value in kept.items():
                 if isinstance(value, Tensor) and value.shape == full.shape:
                     kept[key] = value[own].clone()
-            self._full[name] = full
             tensor.data = full[own].clone()
 
     def join(self) -> None:
         """Give every rank all rows, of all tensors. Blocks; all ranks take part."""
-        mine = self._own()
-        parts = [
+        for names in list(self._groups()):
+            parts = self._exchanged(self._packed(names))
+            whole: state.Tensors = {}
+            for name in dict.fromkeys(name for part in parts for name in part):
+                pieces = [part.pop(name) for part in parts if name in part]
+                cut = self._is_cut(name, pieces[0])
+                whole[name] = torch.cat(pieces) if cut and len(pieces) > 1 else pieces[0]
+            self._release(names)
+            state.put(self._model, self._optimizer, whole)
+        if not self._rest_is_common:
+            rest = self._rest() if self._comm.rank == 0 else None
+            rest = state.hand_over(self._comm, rest, 0, self._device)
+            if self._comm.rank:
+                state.put(self._model, self._optimizer, rest)
+
+    def release(self) -> None:
+        """Give every tensor its full shape; what is in those that were parted is lost."""
+        self._release(list(self._forms))
+
+    def _groups(self) -> Iterator[list[str]]:
+        """Parted tensors, some at a time, in the same order on every rank."""
+        group: list[str] = []
+        size = 0
+        for name, form in self._forms.items():
+            group.append(name)
+            size += form.nbytes
+            if size >= GROUP_BYTES:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+    def _exchanged(self, mine: state.Tensors) -> list[state.Tensors]:
+        """What each rank has, by rank."""
+        return [
             state.hand_over(
                 self._comm, mine if source == self._comm.rank else None, source, self._device
             )
             for source in range(self._comm.world_size)
         ]
-        whole: state.Tensors = {}
-        for name in dict.fromkeys(name for part in parts for name in part):
-            pieces = [part[name] for part in parts if name in part]
-            whole[name] = torch.cat(pieces) if pieces[0].dim() and len(pieces) > 1 else pieces[0]
-        self.release()
-        state.load(self._model, self._optimizer, whole)
 
-    def release(self) -> None:
-        """Give every tensor its full shape; what is in those that were parted is out of date."""
-        tensors = self._tensors()
-        for name, full in self._full.items():
-            tensors[name].data = full
-        self._full.clear()
+    def _packed(self, names: list[str]) -> state.Tensors:
+        """This rank's rows of these tensors, with what its optimizer keeps for them."""
+        packed, rank = state.pack(self._model, self._optimizer), self._comm.rank
+        return {
+            n: t for n, t in packed.items() if (o := _owner(n)) in names and self._rows[o][rank]
+        }
 
-    def _own(self) -> state.Tensors:
-        """What this rank has to give: its rows, and of the first rank the rest besides."""
+    def _rest(self) -> state.Tensors:
         packed = state.pack(self._model, self._optimizer)
-        return {name: tensor for name, tensor in packed.items() if self._has(name)}
+        return {name: tensor for name, tensor in packed.items() if _owner(name) not in self._rows}
 
-    def _has(self, name: str) -> bool:
-        """Whether this rank has something of a packed tensor."""
-        kind, _, owner = name.partition("/")
-        if kind == "optimizer":
-            owner = owner.rpartition("/")[0]
-        rows = self._rows.get(owner)
-        return self._comm.rank == 0 if rows is None else rows[self._comm.rank] > 0
+    def _release(self, names: list[str]) -> None:
+        tensors = self._tensors()
+        for name in names:
+            tensors[name].data = torch.empty_like(self._forms.pop(name), device=self._device)
+
+    def _is_cut(self, name: str, tensor: Tensor) -> bool:
+        """Whether a packed tensor has rows; the count of updates, say, has none."""
+        return bool(tensor.dim()) and _owner(name) in self._rows
 
     def _tensors(self) -> dict[str, Tensor]:
         return dict(self._model.named_parameters()) | dict(self._model.named_buffers())
 
 
+def _owner(name: str) -> str:
+    """The tensor of the network's state that a packed tensor is, or is kept for."""
+    kind, _, owner = name.partition("/")
+    return owner.rpartition("/")[0] if kind == "optimizer" else owner
+
+
 def train_in_parts(
-    rank: Rank, parted: PartedState, step: Callable[[Batch], Tensor], *, snapshot_every: int
+    rank: Rank,
+    parted: PartedState,
+    step: Callable[[Batch], Tensor],
+    *,
+    snapshot_every: int,
+    keeps_copy: bool = True,
 ) -> Program:
     """Steps with parted state, and all of it on every rank where somebody wants to see it.
 
@@ -108,9 +154,17 @@ def train_in_parts(
         step: forward and backward pass; returns the sum of the loss over the rank's samples.
         snapshot_every: steps after which all ranks are given the whole state in any case, which
             the crew goes on from if a rank dies.
+        keeps_copy: whether this rank keeps a copy of it.
     """
+
+    def keep(first_step: int) -> None:
+        if keeps_copy:
+            rank.commit(first_step, True)
+        else:
+            rank.forgo()
+
     next_step, pending = rank.first_step, Pending()
-    rank.commit(next_step, True)
+    keep(next_step)
     try:
         for batch in rank.batches:
             parted.part()
@@ -125,12 +179,12 @@ def train_in_parts(
             if batch.evaluates or batch.keeps or next_step % snapshot_every == 0:
                 parted.join()
                 pending = Pending()
-                rank.commit(next_step, True)
+                keep(next_step)
             if batch.evaluates:
                 rank.evaluate(batch.step)
             yield Completed(batch=batch, loss_sum=loss_sum)
-        if pending != Pending():
+        if not parted.is_whole:
             parted.join()
-            rank.commit(next_step, True)
+        rank.commit(next_step, False)
     finally:
         parted.release()

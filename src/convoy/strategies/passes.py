@@ -7,12 +7,18 @@ A network whose layers nobody has traced is one layer, called ''.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from convoy.cost.layers import LayerSize, NetworkFacts
 from convoy.cost.schedule import Collective, Compute, Operation, Phase, Schedule
 from convoy.strategies.batch_norm import exchanged_bytes
+
+Last = list[tuple[int, ...]]
+"""What each rank did last."""
+DrawLayer = Callable[[Literal["forward", "backward"], Last], Last]
+"""Draws one pass through a layer, after what each rank did last; returns what it then did last."""
 
 FIRST_BUCKET_BYTES = 1024**2
 BUCKET_BYTES = 25 * 1024**2
@@ -68,7 +74,8 @@ def draw_passes(
     gradient_bytes: int = 0,
     wire_bytes: int = 0,
     synchronises_batch_norm: bool = False,
-) -> tuple[list[tuple[int, ...]], list[int]]:
+    otherwise: Mapping[str, DrawLayer] | None = None,
+) -> tuple[Last, list[int]]:
     """All ranks' passes, from loading to the last gradient.
 
     Args:
@@ -76,14 +83,19 @@ def draw_passes(
         gradient_bytes: of an element of a gradient; 0 where none travels.
         wire_bytes: of one as it travels, if that is less.
         synchronises_batch_norm: whether statistics travel.
+        otherwise: layers, by name, that are drawn by a function of their own, and whose gradients
+            do not travel.
 
     Returns:
         What each rank did last, and the all-reduces of gradients.
     """
-    layers = layers_or_whole(network)
+    layers, otherwise = layers_or_whole(network), otherwise or {}
     exchanges = gradient_bytes > 0
     last = drawing.compute("load", samples, [()] * len(samples), "")
     for layer in layers:
+        if layer.name in otherwise:
+            last = otherwise[layer.name]("forward", last)
+            continue
         last = drawing.compute("forward", samples, last, layer.name)
         if synchronises_batch_norm and layer.batch_norm_channels:
             size = exchanged_bytes([layer.batch_norm_channels])[0]
@@ -93,6 +105,9 @@ def draw_passes(
     buckets = Buckets(gradient_bytes, wire_bytes or gradient_bytes)
     reductions: list[int] = []
     for layer in reversed(layers):
+        if layer.name in otherwise:
+            last = otherwise[layer.name]("backward", last)
+            continue
         last = drawing.compute("backward", samples, last, layer.name)
         if synchronises_batch_norm and layer.batch_norm_channels:
             size = exchanged_bytes([layer.batch_norm_channels])[1]

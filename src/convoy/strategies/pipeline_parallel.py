@@ -145,12 +145,14 @@ class PipelineParallel(Strategy):
             def step(batch: Batch) -> Tensor:
                 return _whole_step(rank, batch, plan.micro_batches)
 
-            return train_in_parts(rank, PartedState(rank, {}), step, snapshot_every=every)
+            yield from train_in_parts(rank, PartedState(rank, {}), step, snapshot_every=every)
+            return
         # It brings much of torch along, which takes seconds and only ranks want.
         from convoy.strategies.pipeline_stage import PipelineRank
 
-        own = PipelineRank(rank, plan.stages, plan.micro_batches, self.pipeline_schedule)
-        return train_in_parts(rank, PartedState(rank, own.rows), own.step, snapshot_every=every)
+        with PipelineRank(rank, plan.stages, plan.micro_batches, self.pipeline_schedule) as own:
+            parted = PartedState(rank, own.rows)
+            yield from train_in_parts(rank, parted, own.step, snapshot_every=every)
 
 
 def _whole_step(rank: Rank, batch: Batch, micro_batches: int) -> Tensor:

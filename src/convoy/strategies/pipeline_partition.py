@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy
 from numpy.typing import NDArray
 
-EXACT_UP_TO = 8
+EXACT_UP_TO = 6
 """With more devices than these, they hold stages in the order in which they are given."""
 
 Array = NDArray[numpy.float64]
@@ -73,16 +73,16 @@ def best_partition(costs: Costs, micro_batches: int, *, in_order: bool = False) 
     free = _search(costs.stages, costs.both_ways, costs.first, numpy.add, in_order=in_order)
     best = min((_partition(costs, rounds, *found) for found in (narrow, free)), key=_seconds)
     least_sum = _sum(costs, *free)
-    limit = numpy.inf
-    while rounds:
-        limit = min(limit, (best.seconds - least_sum) / rounds)
+    busiest = numpy.inf
+    while rounds and busiest > least:
+        limit = min(numpy.nextafter(busiest, 0.0), (best.seconds - least_sum) / rounds)
         if limit < least:
             break
         stages = numpy.where(costs.stages <= limit, costs.stages, numpy.inf)
         links = numpy.where(costs.one_way <= limit, costs.both_ways, numpy.inf)
         found = _search(stages, links, costs.first, numpy.add, in_order=in_order)
         best = min(best, _partition(costs, rounds, *found), key=_seconds)
-        limit = numpy.nextafter(_busiest(costs, *found), 0.0)
+        busiest = _busiest(costs, *found)
     return best
 
 
@@ -100,6 +100,7 @@ def _search(
 ) -> _Found:
     """The stages whose seconds, joined from the first to the last, are least."""
     count, ends = len(stages), stages.shape[1]
+    each = numpy.arange(ends)
     value = {0: numpy.full((count, ends), numpy.inf)}
     came: dict[tuple[int, int], tuple[NDArray[numpy.intp], NDArray[numpy.intp]]] = {}
     for used, device in _steps(count, in_order=in_order):
@@ -110,10 +111,11 @@ def _search(
             value[now][device] = joined(stages[device][0], first[device])
             continue
         reached = joined(value[used], links[:, device])
-        via, at = reached.argmin(0), reached.min(0)
-        total = joined(at[:, None], stages[device])
-        value[now][device] = total.min(0)
-        came[now, device] = (total.argmin(0), via)
+        via = reached.argmin(0)
+        total = joined(reached[via, each][:, None], stages[device])
+        start = total.argmin(0)
+        value[now][device] = total[start, each]
+        came[now, device] = (start, via)
     used, end = (1 << count) - 1, ends - 1
     device = int(value[used][:, end].argmin())
     found = [(device, end)]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,7 @@ from convoy.strategies.stage_module import StageModule, Wire, parts_of
 
 
 class PipelineRank:
-    """What a rank of a pipeline of several stages does in each step."""
+    """What a rank of a pipeline of several stages does in each step, until it is left."""
 
     def __init__(self, rank: Rank, stages: Sequence[Stage], micro_batches: int, kind: Kind) -> None:
         self._rank, self._comm, self._kind = rank, rank.comm, kind
@@ -50,6 +50,13 @@ class PipelineRank:
         """By samples of the micro-batches: torch's are made for certain shapes."""
         self._batch = rank.example
         self._loss_sum = torch.zeros(())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of what was to come: schedules and this refer to each other."""
+        self._schedules.clear()
 
     @property
     def rows(self) -> Mapping[str, tuple[int, ...]]:

@@ -128,8 +128,7 @@ def _candidates(problem: Problem) -> list[int]:
     most = min(MOST, most_micro_batches(problem.network, problem.batch_size))
     if problem.world is None:
         return [min(most, BY_STAGE * len(problem.workers))]
-    powers = (2**i for i in range(MOST.bit_length()))
-    return sorted({*(n for power in powers for n in (power, 3 * power) if n <= most), most})
+    return sorted({*(2**i for i in range(most.bit_length())), most})
 
 
 def _partition(problem: Problem, places: Sequence[Cut], number: int) -> Partition:

@@ -6,7 +6,7 @@ averaging, which assumes equal shares, by a sum.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,20 +21,27 @@ from convoy.strategies.gradient_hooks import sum_gradients, sum_gradients_as_bfl
 
 @contextmanager
 def replicated(
-    rank: Equipment, *, wire: str = "fp32", batch_norm: str = "sync"
+    rank: Equipment,
+    *,
+    wire: str = "fp32",
+    batch_norm: str = "sync",
+    leave_out: Collection[str] = (),
 ) -> Iterator[nn.Module]:
-    """Within it, the model as DDP wraps it; as it is where there is nobody to share with.
+    """Within it, the model as DDP wraps it; as it is where there is nothing to exchange.
 
     Args:
         rank: whose model, optimizer and comm they are.
         wire: as `data`'s option.
         batch_norm: likewise.
+        leave_out: names of parameters whose gradients are not exchanged.
     """
     if batch_norm == "sync":  # alone too: it may have been one of several before
         synchronise_batch_norm(rank.model, rank.comm)
-    if rank.comm.world_size == 1:
+    exchanged = [n for n, p in rank.model.named_parameters() if p.requires_grad]
+    if rank.comm.world_size == 1 or not set(exchanged) - set(leave_out):
         yield rank.model
         return
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(rank.model, leave_out)
     replica = DistributedDataParallel(
         rank.model,
         device_ids=[rank.device] if rank.device.type == "cuda" else None,
