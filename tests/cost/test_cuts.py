@@ -64,14 +64,14 @@ class Odd(nn.Module):
         super().__init__()
         self.first, self.second, self.way = nn.Linear(4, 4), nn.Linear(4, 2), way
 
-    def forward(self, x: Tensor) -> Any:
-        x = self.first(x)
+    def forward(self, images: Tensor) -> Any:
+        x = self.first(images)
         if self.way == "whole numbers":
             return self.second((x > 0).long().float() * x)
         if self.way == "the transposed":
             return self.second(x.t().contiguous().t())
         if self.way == "two":
-            return self.second(x) * x.sum(1, keepdim=True)
+            return self.second(x) * images.sum(1, keepdim=True)
         if self.way == "what is in it":
             return self.second(x if x.sum() > 0 else -x)
         return self.second(x)
