@@ -27,6 +27,8 @@ PLAN: dict[str, Any] = {
         {"name": "tower[1]", "device": "cuda:0", "samples": 48, "share": 0.75},
         {"name": "old", "device": "cpu", "samples": 16, "share": 0.25},
     ],
+    "divided": {},
+    "kept": {},
     "batch_size": 64,
     "steps": 20,
     "steps_per_epoch": 10,
@@ -93,6 +95,20 @@ def test_the_plan_in_words(console: Console, output: StringIO) -> None:
         "10,000 to test with",
         "data over 2 ranks, batch 64 = tower[1] cuda:0 48, old cpu 16; 20 steps of sgd",
         "run folder: runs/[x]",
+    ]
+
+
+def test_which_layers_are_divided_and_why_others_are_not(
+    console: Console, output: StringIO
+) -> None:
+    divided = {"conv1": [24, 8], "conv[2]": [24, 8], "conv3": [50, 14]}
+    kept = {"stem": "it is small", "head": "it is small"}
+    with Watcher(console) as watcher:
+        watcher.planned(PLAN | {"divided": divided, "kept": kept})
+    assert output.getvalue().splitlines()[2:5] == [
+        "conv1, conv[2] divided as 24/8",
+        "conv3 divided as 50/14",
+        "stem, head not: it is small",
     ]
 
 

@@ -96,6 +96,30 @@ def test_a_rank_dies_while_ranks_train_alone(harbour: Harbour, tmp_path: Path) -
     assert alone <= set(range(int(step), int(step) + 4))
 
 
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize(("strategy", "share"), [("hybrid", 8), ("filter", 64)])
+def test_the_first_rank_dies_while_each_has_a_part(
+    harbour: Harbour, tmp_path: Path, strategy: str, share: int
+) -> None:
+    """Of `hybrid` it alone keeps a copy, so that they go back to the checkpoint."""
+    run = tmp_path / "run"
+    options = OPTIONS | {"strategy": strategy, "snapshot_every": 3, "epochs": 2, "out": run}
+    answer = harbour.train(
+        folder=tmp_path,
+        network=NETWORK,
+        data="slow",
+        options=options | {"checkpoint_every": 8},
+        **{"deed": "kill", "at": 13, "to": [share], "hurry_after": "died"},
+    )
+    assert answer["error"] is None
+    assert_weights(run, 2 * STEPS_PER_EPOCH)
+    assert_each_sample_once(run, 2 * STEPS_PER_EPOCH)
+    ((rank, _, left, step),) = deaths(answer)
+    assert (rank, left) == ("0", "2")
+    assert int(step) % 8 == 0 or (strategy == "filter" and int(step) % 3 == 0)
+    assert int(step) == first_steps(run)[2] > 0
+
+
 @pytest.mark.timeout(120)
 def test_the_first_rank_dies_while_the_others_form_anew(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from convoy.cluster import parse_cluster
+from convoy.cluster import parse_cluster, to_toml
 from convoy.errors import LabError
 
 pytest.importorskip("pyroute2", reason="the lab's optional package is not installed")
@@ -23,6 +23,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from convoy import lab
 from convoy.lab import cgroup, state
+from convoy.lab import lab as module
 
 
 def why_not() -> str:
@@ -301,6 +302,18 @@ def test_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_that_will_not_do(name: str) -> None:
     with pytest.raises(LabError, match="small letters and digits"):
         lab.up(CLUSTER, name)
+
+
+def test_a_lab_is_up_once_its_nodes_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of CPU time that the one machine's processes have used, a poll after another."""
+    used = iter([0.0, 0.9, 1.3, 1.32, 9.0])
+    monkeypatch.setattr(cgroup, "used_s", lambda pids: next(used))
+    monkeypatch.setattr(module, "REST_POLL_S", 0.001)
+    monkeypatch.setattr(module, "AT_REST", 50.0)
+    monkeypatch.setattr(lab.Lab, "processes", lambda self, machine: [])
+    alone = parse_cluster('[[machine]]\nname = "a"')
+    module._await_rest(lab.Lab(state.LabState(name="x", cluster=to_toml(alone))))
+    assert next(used) == 9.0
 
 
 @needs_root

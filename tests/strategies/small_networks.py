@@ -72,6 +72,11 @@ def image_normalised() -> nn.Module:
     )
 
 
+def dense() -> nn.Module:
+    """Nothing but dense layers, the first of which nothing below is trained of."""
+    return nn.Sequential(nn.Flatten(), Tripwire(), nn.Linear(36, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
 def wide() -> nn.Module:
     """4 MB in double precision: more than goes into one of DistributedDataParallel's buckets."""
     return nn.Sequential(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convoy.cost.layers import LayerSize, NetworkFacts, facts_of
 from convoy.cost.memory import peak_bytes
-from convoy.cost.schedule import Collective, Compute, Transfer, sent_by_rank
+from convoy.cost.schedule import Collective, Compute, Transfer, sent_by_rank, sent_bytes
 from convoy.errors import UsageError
 from convoy.strategies import Problem, Worker, make_strategy
 from convoy.strategies.dense_shares import rounds
@@ -184,6 +184,17 @@ def test_known_networks_are_one_machines(crew: Crew, network: str, shape: str) -
     for report in crew.run(job, WEIGHTS, first_part(job)):
         assert report.outcome.kind == "finished"
         assert_equal(report.state, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("exchange", ["turns", "gather"])
+def test_nothing_but_split_layers(crew: Crew, exchange: str) -> None:
+    """No gradient is exchanged, and none of images is asked for."""
+    job = job_for("dense", "hybrid", {"dense_above": 0, "exchange": exchange})
+    plan, expected = plan_of(job, WEIGHTS), train_alone(job)
+    for report in crew.run(job, WEIGHTS, first_part(job)):
+        assert_equal(report.state, expected, atol=1e-9)
+        sent = sent_bytes(job.decided.schedule(plan, 0), report.rank)
+        assert report.records[0]["sent_bytes"] == sent > 0
 
 
 def test_without_the_first_rank_and_a_checkpoint_they_begin_anew(crew: Crew) -> None:

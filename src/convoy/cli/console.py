@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Any
@@ -42,6 +43,18 @@ def who_does_what(machines: Sequence[Mapping[str, Any]]) -> list[str]:
     total = sum(m["samples"] for m in machines) or 1
     by_sample = all(abs(m["share"] - m["samples"] / total) < 1e-9 for m in machines)
     return [f"{m['samples']}" if by_sample else f"{m['share']:.0%}" for m in machines]
+
+
+def what_is_divided(plan: Mapping[str, Any]) -> list[str]:
+    """In words: layers by how they are divided among the ranks, and those that are not, by why."""
+    divided: defaultdict[str, list[str]] = defaultdict(list)
+    kept: defaultdict[str, list[str]] = defaultdict(list)
+    for name, parts in plan["divided"].items():
+        divided["/".join(map(str, parts))].append(name)
+    for name, reason in plan["kept"].items():
+        kept[reason].append(name)
+    lines = [f"{plain(', '.join(names))} divided as {parts}" for parts, names in divided.items()]
+    return lines + [f"{plain(', '.join(names))} not: {why}" for why, names in kept.items()]
 
 
 def plain(text: str) -> str:

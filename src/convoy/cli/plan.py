@@ -9,7 +9,14 @@ from rich.table import Table
 from typer import Option
 
 from convoy import api
-from convoy.cli.console import console, plain, print_json, stdout_for, who_does_what
+from convoy.cli.console import (
+    console,
+    plain,
+    print_json,
+    stdout_for,
+    what_is_divided,
+    who_does_what,
+)
 from convoy.cli.entering import enter_lab
 from convoy.cli.planning_options import (
     AsJson,
@@ -80,6 +87,8 @@ def plan(
     output.print(_table(report, len(report.ranking.predictions) if all_plans else SHOWN))
     output.print(report.ranking.advice)
     chosen = report.ranking.predictions[report.ranking.chosen]
+    for line in what_is_divided(report.row(chosen)):
+        output.print(line)
     for link, size in (chosen.link_bytes or {}).items():
         output.print(f"{plain(link)}: {size / 1e3:,.0f} kB a step")
     if picture is not None:

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from convoy.cli.console import plain, who_does_what
+from convoy.cli.console import plain, what_is_divided, who_does_what
 from convoy.runtime.observer import Level
 from convoy.runtime.records import StepSummary
 from convoy.runtime.results import RunResult
@@ -64,6 +64,8 @@ class Watcher:
             f"{'s' * (len(plan['machines']) != 1)}, batch {plan['batch_size']} = {ranks}; "
             f"{plan['steps']:,} steps of {plan['optimizer']}"
         )
+        for line in what_is_divided(plan):
+            self._console.print(line)
         self._console.print(f"run folder: {plain(plan['folder'])}")
         self._steps_per_epoch = plan["steps_per_epoch"]
         self._task = self._progress.add_task("", total=plan["steps"], epoch="1", figures="")

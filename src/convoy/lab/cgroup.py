@@ -7,7 +7,10 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
+
+import psutil
 
 from convoy.errors import LabError
 
@@ -70,6 +73,16 @@ def processes(folder: Path) -> list[int]:
         return [int(line) for line in (folder / "cgroup.procs").read_text().split()]
     except OSError:
         return []
+
+
+def used_s(pids: Iterable[int]) -> float:
+    """Seconds of CPU time that processes have used, those of them that live."""
+    total = 0.0
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def signal_all(folder: Path, number: signal.Signals) -> None:

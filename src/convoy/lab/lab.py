@@ -33,6 +33,9 @@ from convoy.lab.state import LabState
 RAY_PORT = 6379
 RAY_START_S = 90.0
 RAY_ATTEMPTS = 3
+AT_REST = 0.05
+"""Of a core, that a machine's processes use when they have nothing to do."""
+REST_POLL_S, REST_PATIENCE_S = 1.0, 30.0
 OBJECT_STORE_BYTES = 100 * 1024**2
 ARRIVAL_POLL_S = 0.002
 ETC_NETNS = Path("/etc/netns")
@@ -207,6 +210,7 @@ def up(cluster: Cluster, name: str = "lab", *, ray: bool = True) -> Lab:
         lab = Lab(built)
         if ray:
             _start_ray(lab, built.folder)
+            _await_rest(lab)
         for machine in machines:  # after Ray, which takes its time to start on a tenth of a core
             lab.set_cores(machine.name, machine.cpus)
         built.ready = True
@@ -299,6 +303,21 @@ def _start_ray(lab: Lab, folder: str) -> None:
         command += [f"--node-name={machine.name}", f"--num-cpus={math.ceil(machine.cpus)}"]
         command += ["--num-gpus=0", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         _start_node(lab, machine.name, [*command, "--disable-usage-stats"])
+
+
+def _await_rest(lab: Lab) -> None:
+    """Wait until nodes do nothing any more, or for a while.
+
+    Ray's agents go on starting after `ray start`, which would take a tenth of a core for a minute.
+    """
+    deadline = time.monotonic() + REST_PATIENCE_S
+    machines = lab.cluster.real_machines
+    used, busy = [cgroup.used_s(lab.processes(m.name)) for m in machines], True
+    while busy and time.monotonic() < deadline:
+        time.sleep(REST_POLL_S)
+        now = [cgroup.used_s(lab.processes(m.name)) for m in machines]
+        busy = any(b - a > AT_REST * REST_POLL_S for a, b in zip(used, now, strict=True))
+        used = now
 
 
 def _start_node(lab: Lab, machine: str, command: list[str]) -> None:

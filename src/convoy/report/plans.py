@@ -47,6 +47,8 @@ class PlanReport:
                 }
                 for pick, samples, portion in zip(prediction.picks, shares, portions, strict=True)
             ],
+            "divided": {n: list(parts) for n, parts in plan.divided.items()} if plan else {},
+            "kept": dict(plan.kept) if plan else {},
             "step_s": prediction.step_s if plan else None,
             "step_p90_s": prediction.step_p90_s if plan else None,
             "images_per_s": prediction.images_per_s if plan else None,

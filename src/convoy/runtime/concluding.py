@@ -38,6 +38,8 @@ def announce(preparation: Preparation, plan: Plan, observer: Observer) -> None:
         "steps_per_epoch": preparation.order.steps_per_epoch,
         "optimizer": settings.optimizer,
         "machines": machines_of(plan),
+        "divided": {name: list(parts) for name, parts in plan.divided.items()},
+        "kept": dict(plan.kept),
         "predicted_step_s": predicted.step_s if predicted else None,
         "predicted_step_p90_s": predicted.step_p90_s if predicted else None,
         "predicted_images_per_s": predicted.images_per_s if predicted else None,

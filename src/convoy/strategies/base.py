@@ -14,8 +14,8 @@ to judge.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -88,6 +88,8 @@ class Plan:
     """The problem with only the workers that take part, in order of rank."""
     shares: tuple[int, ...]
     """Samples per step of each rank; their sum is the batch size."""
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """Layers that could be divided and are not, and why."""
 
     def __post_init__(self) -> None:
         assert sum(self.shares) == self.problem.batch_size
@@ -97,6 +99,11 @@ class Plan:
     def portions(self) -> tuple[float, ...]:
         """Each rank's part of the work that is divided; their sum is 1."""
         return tuple(share / self.problem.batch_size for share in self.shares)
+
+    @property
+    def divided(self) -> dict[str, tuple[int, ...]]:
+        """Of layers that are divided, each rank's filters, neurons or whatever they consist of."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)

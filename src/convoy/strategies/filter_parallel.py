@@ -24,7 +24,6 @@ batch (`resident=no`), and shares are by one benchmark of each device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -50,8 +49,11 @@ class FilterPlan(Plan):
 
     layers: tuple[SharedLayer, ...]
     """Convolutions whose filters are divided."""
-    kept: Mapping[str, str]
-    """Convolutions that the first rank keeps, and why."""
+
+    @property
+    def divided(self) -> dict[str, tuple[int, ...]]:
+        """Filters."""
+        return {layer.name: layer.filters for layer in self.layers}
 
     @property
     def portions(self) -> tuple[float, ...]:

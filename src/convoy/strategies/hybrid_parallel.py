@@ -22,7 +22,6 @@ samples, for which it need not wait. Sakiyama et al. use the same division on CP
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -49,8 +48,11 @@ class HybridPlan(Plan):
 
     layers: tuple[SplitLayer, ...]
     """Dense layers that are split."""
-    kept: Mapping[str, str]
-    """Dense layers that each rank has whole, and why."""
+
+    @property
+    def divided(self) -> dict[str, tuple[int, ...]]:
+        """Neurons."""
+        return {layer.name: layer.neurons for layer in self.layers}
 
 
 @dataclass(frozen=True, kw_only=True)
