@@ -143,6 +143,10 @@ def test_every_stage_knows_its_cut() -> None:
     assert (first.cut.after, first.cut.shape) == ("cat", (6, 6, 6))
     assert last.layers == ("twice", "classify")
     assert last.cut is None
+    assert plan.divided == {
+        **dict.fromkeys(("stem", "grouped", "pointwise"), (1, 0)),
+        **dict.fromkeys(("twice", "classify"), (0, 1)),
+    }
 
 
 def test_a_step_drawn() -> None:

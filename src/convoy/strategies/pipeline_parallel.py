@@ -56,6 +56,18 @@ class PipelinePlan(Plan):
     """Of a full batch."""
 
     @property
+    def divided(self) -> dict[str, tuple[int, ...]]:
+        """Whole layers: 1 for the rank that has it."""
+        if len(self.stages) == 1:
+            return {}
+        ranks = range(len(self.stages))
+        return {
+            name: tuple(int(rank == own) for rank in ranks)
+            for own, stage in enumerate(self.stages)
+            for name in stage.layers
+        }
+
+    @property
     def portions(self) -> tuple[float, ...]:
         """Parts of the work, by multiply-adds."""
         total = sum(stage.work for stage in self.stages)
