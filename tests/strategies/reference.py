@@ -87,6 +87,24 @@ def train_alone(job: Job, num_steps: int | None = None) -> Tensors:
     return state_of(network, optimizer)
 
 
+def train_in_micro_batches(job: Job, number: int, *, least: int = 1) -> Tensors:
+    """What one machine has that goes through each batch in so many parts, and then updates.
+
+    Parts are as even as can be, larger ones first, of `least` samples or more if there are any.
+    """
+    network = first_network(job)
+    optimizer = optimizer_of(job, network)
+    for inputs, targets in batches(job):
+        optimizer.zero_grad()
+        parts = max(1, min(number, len(targets) // least))
+        pieces = zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
+        for images, labels in pieces:
+            loss = F.cross_entropy(network(images), labels, reduction="sum")
+            (loss / len(targets)).backward()
+        optimizer.step()
+    return state_of(network, optimizer)
+
+
 def largest_remainder(count: int, weights: Sequence[float]) -> list[int]:
     """Hamilton's method in exact arithmetic; ties go to the lower index."""
     quotas = [count * Fraction(w) / sum(map(Fraction, weights)) for w in weights]

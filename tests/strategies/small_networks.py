@@ -100,6 +100,37 @@ def part_frozen() -> nn.Module:
     return network
 
 
+def overwriting() -> nn.Module:
+    """Layers that overwrite what they are given, where it would be cut."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 3)
+    )
+
+
+def tied() -> nn.Module:
+    """Two layers of one weight; a dense layer before and one after."""
+    network = nn.Sequential(
+        *(nn.Flatten(), nn.Linear(36, 8), nn.Tanh()),
+        *(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)),
+    )
+    network[5].weight = network[3].weight
+    return network
+
+
+class severed(nn.Module):  # noqa: N801 - a network's name, as the functions are
+    """No gradient comes back to its first convolution, trainable as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.classify = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(self.stem(x).detach()))
+        logits: Tensor = self.classify(x.mean((2, 3)))
+        return logits
+
+
 class branched(nn.Module):  # noqa: N801 - a network's name, as the functions are
     """Two branches, one of grouped convolutions; a filter used twice; a layer never used."""
 

@@ -93,6 +93,13 @@ ROWS = [
         networks=ANY_NETWORK,
         keep=(0,),
     ),
+    Row(strategy="pipeline", exact_with={}, networks=("plain", "branched"), loses=1),
+    Row(
+        strategy="pipeline",
+        options={"pipeline_schedule": "1f1b", "snapshot_every": 2},
+        exact_with={},
+        networks=("plain", "branched"),
+    ),
 ]
 SENDING = [row for row in ROWS if row.strategy != "single"]
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)

@@ -40,7 +40,7 @@ def test_every_strategy_is_a_frozen_configuration_under_its_own_name(name: str) 
             "date",
             r"unknown strategy 'date'\. Nearest: data\. Known: averaging, data, filter,",
         ),
-        ("", r"unknown strategy ''\. Known: averaging, data, filter, hybrid, single"),
+        ("", r"unknown strategy ''\. Known: averaging, data, filter, hybrid, pipeline, single"),
         ("DATA", r"unknown strategy 'DATA'\. Nearest: data\."),
     ],
 )

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
+from convoy.cost.cuts import UNKNOWN, Cuts, cuts_of
 from convoy.cost.tails import tails_of
 from convoy.errors import UsageError
 
@@ -42,6 +43,8 @@ class LayerSize:
     """Of its outputs for one image."""
     inputs: int = 0
     """Of its inputs for one image."""
+    macs: int = 0
+    """Multiply-adds of its forward pass for one image."""
     filters: int = 0
     """Of a convolution that may be computed filter by filter: an nn.Conv2d without groups that a
     pass goes through once, with parameters of its own. 0 of anything else."""
@@ -66,6 +69,8 @@ class NetworkFacts:
     """Channels of each batch normalisation, in module order."""
     layers: tuple[LayerSize, ...] = ()
     """In order of execution; () where nobody has looked how images go through."""
+    cuts: Cuts = UNKNOWN
+    """Where it can be cut in two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +111,10 @@ def facts_of(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> 
     With an `input_shape` (channels, height, width) its layers are traced as well, for which
     `layers_of` says what may be wrong.
     """
+    names = dict(leaves(network))
     return NetworkFacts(
         layers=_sizes(network, layers_of(network, input_shape)) if input_shape else (),
+        cuts=cuts_of(network, names, input_shape) if input_shape else UNKNOWN,
         num_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
         num_buffers=sum(b.numel() for b in network.buffers() if b.is_floating_point()),
         batch_norm_channels=tuple(
@@ -164,6 +171,7 @@ def _sizes(network: nn.Module, found: Sequence[LayerFacts]) -> tuple[LayerSize, 
                 batch_norm_channels=norm,
                 activations=facts.output,
                 inputs=facts.input,
+                macs=facts.macs,
                 filters=0 if name in again or shared else _filters(module),
                 neurons=0 if name in again or shared else _neurons(module),
                 input_gradient=facts.backward_macs > facts.macs * _is_trained(module),

@@ -14,6 +14,8 @@ from typing import Any
 import torch.fx
 from torch import nn
 
+from convoy.cost.graph import UntraceableError, graph_of
+
 CHANNELWISE = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Identity),
@@ -34,15 +36,9 @@ def tails_of(network: nn.Module, leaves: dict[nn.Module, str]) -> dict[str, tupl
         network: it is not run.
         leaves: its modules that count as one layer, by name.
     """
-
-    class Tracer(torch.fx.Tracer):
-        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            del module_qualified_name
-            return m in leaves
-
     try:
-        nodes = list(Tracer().trace(network).nodes)
-    except Exception:  # whatever the user's code does when it gets no tensors
+        nodes = list(graph_of(network, leaves).nodes)
+    except UntraceableError:
         return {}
     calls = Counter(node.target for node in nodes if node.op == "call_module")
     by_name = {name: module for module, name in leaves.items()}

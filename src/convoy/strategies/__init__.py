@@ -22,6 +22,7 @@ from convoy.strategies.data_parallel import DataParallel
 from convoy.strategies.filter_parallel import FilterParallel
 from convoy.strategies.hybrid_parallel import HybridParallel
 from convoy.strategies.parameter_averaging import ParameterAveraging
+from convoy.strategies.pipeline_parallel import PipelineParallel
 from convoy.strategies.single import Single
 
 __all__ = [
@@ -44,7 +45,10 @@ __all__ = [
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
-    for strategy in (Single, DataParallel, ParameterAveraging, FilterParallel, HybridParallel)
+    for strategy in (
+        *(Single, DataParallel, ParameterAveraging),
+        *(FilterParallel, HybridParallel, PipelineParallel),
+    )
 }
 
 

@@ -3,7 +3,8 @@
     whole on every rank ──part──▶ own rows of some tensors ──train──▶ join ──▶ whole on every rank
 
 A tensor is cut along its first dimension: a convolution's filters, a dense layer's neurons, and
-what an optimizer keeps for each of them. What is not cut belongs to the first rank, or to all.
+what an optimizer keeps for each of them. One that is whole on one rank has all its rows there; a
+single number counts as one row. What is not cut belongs to the first rank, or to all.
 """
 
 from __future__ import annotations
@@ -52,14 +53,18 @@ class PartedState:
             return
         tensors = self._tensors()
         for name, counts in self._rows.items():
-            tensor = tensors[name]
+            tensor = tensors.get(name)
+            if tensor is None:  # another name of one that has its turn
+                continue
             full = tensor.data
+            self._forms[name] = full.to("meta")
+            if not tensor.dim():
+                continue
             own = slice(sum(counts[: self._comm.rank]), sum(counts[: self._comm.rank + 1]))
             kept = self._optimizer.state.get(tensor, {})
             for key, value in kept.items():
                 if isinstance(value, Tensor) and value.shape == full.shape:
                     kept[key] = value[own].clone()
-            self._forms[name] = full.to("meta")
             tensor.data = full[own].clone()
 
     def join(self) -> None:
@@ -107,9 +112,10 @@ class PartedState:
 
     def _packed(self, names: list[str]) -> state.Tensors:
         """This rank's rows of these tensors, with what its optimizer keeps for them."""
-        packed = state.pack(self._model, self._optimizer)
-        tensors = self._tensors()
-        return {n: t for n, t in packed.items() if (o := _owner(n)) in names and len(tensors[o])}
+        packed, rank = state.pack(self._model, self._optimizer), self._comm.rank
+        return {
+            n: t for n, t in packed.items() if (o := _owner(n)) in names and self._rows[o][rank]
+        }
 
     def _rest(self) -> state.Tensors:
         packed = state.pack(self._model, self._optimizer)

@@ -1,0 +1,194 @@
+"""A rank's stage of a pipeline at work.
+
+torch.distributed.pipelining decides what is computed when, keeps what backward passes need and
+hands gradients on. What travels goes through `Comm`, which counts and times it. torch's schedules
+ask for a tensor when they are about to wait for it, and Gloo sends nothing before it is asked
+for, so that nothing would travel while anything is computed. Here a rank asks for everything as
+the step begins, and waits where it needs it:
+
+    torch's schedule    forward_one_chunk(0)     get_fwd_send_ops(0)  forward_one_chunk(1)  ...
+    here   ask for all ─ wait for maps 0, compute ─ send maps 0 ────── wait for maps 1, compute ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+from convoy.comm import Comm
+from convoy.strategies.base import Batch, Rank
+from convoy.strategies.pipeline_stages import Kind, Stage, micro_batch_sizes
+from convoy.strategies.stage_module import StageModule, Wire, parts_of
+
+
+class PipelineRank:
+    """What a rank of a pipeline of several stages does in each step, until it is left."""
+
+    def __init__(self, rank: Rank, stages: Sequence[Stage], micro_batches: int, kind: Kind) -> None:
+        self._rank, self._comm, self._kind = rank, rank.comm, kind
+        self._network, self._micro_batches = rank.plan.problem.network, micro_batches
+        self._index, self._count = rank.comm.rank, len(stages)
+        cuts = [stage.cut for stage in stages if stage.cut]
+        self._before, self._after = [None, *cuts][self._index], [*cuts, None][self._index]
+        mixed = rank.plan.problem.mixed
+        self._wire = Wire(rank.model, rank.device, mixed=mixed)
+        parts, self._users = parts_of(rank.model, cuts)
+        self._module = StageModule(
+            parts[self._index],
+            self._wire,
+            before=self._before,
+            after=self._after,
+            mixed=mixed,
+        )
+        self._schedules: dict[tuple[int, ...], ScheduleGPipe | Schedule1F1B] = {}
+        """By samples of the micro-batches: torch's are made for certain shapes."""
+        self._batch = rank.example
+        self._loss_sum = torch.zeros(())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of what was to come: schedules and this refer to each other."""
+        self._schedules.clear()
+
+    @property
+    def rows(self) -> Mapping[str, tuple[int, ...]]:
+        """How state is parted: each tensor is whole on the rank whose stage uses it."""
+        state = self._rank.model.state_dict()
+        size = {name: len(tensor) if tensor.dim() else 1 for name, tensor in state.items()}
+        return {
+            name: tuple(size[name] if rank == user else 0 for rank in range(self._count))
+            for name, user in self._users.items()
+        }
+
+    def step(self, batch: Batch) -> Tensor:
+        """Forward and backward pass; on the first rank and the last, the sum of the loss."""
+        comm, last = self._comm, self._count - 1
+        self._batch = batch
+        self._loss_sum = torch.zeros((), dtype=next(self._rank.model.parameters()).dtype)
+        sizes = micro_batch_sizes(self._network, batch.step_samples, self._micro_batches)
+        if sizes not in self._schedules:
+            self._schedules[sizes] = self._schedule(sizes, batch.inputs)
+        schedule = self._schedules[sizes]
+        if self._before is None:
+            comm.send_async(batch.targets.to("cpu"), last)
+            schedule.step(batch.inputs, return_outputs=False)
+            comm.receive(self._loss_sum, last)
+        elif self._after is not None:
+            schedule.step(return_outputs=False)
+        else:
+            targets = torch.empty(batch.step_samples, dtype=torch.int64)
+            comm.receive(targets, 0)
+            schedule.step(target=targets.to(self._rank.device), return_outputs=False)
+            comm.send_async(self._loss_sum, 0)
+        comm.finish()
+        return self._loss_sum
+
+    def _schedule(self, sizes: tuple[int, ...], images: Tensor) -> ScheduleGPipe | Schedule1F1B:
+        """torch's schedule for micro-batches of these sizes, with what travels known already."""
+        comes = images[: sizes[0]].to("meta")
+        if self._before is not None:
+            comes = self._wire.room(sizes[0], self._before, gradient=self._before.gradient)
+        goes = torch.empty((sizes[0], 1), device="meta")  # what the network gives goes nowhere
+        if self._after is not None:
+            goes = self._wire.room(sizes[0], self._after, gradient=self._after.gradient)
+        stage = _Stage(
+            self._module,
+            self._index,
+            self._count,
+            device=torch.device("cpu"),  # that of what travels
+            input_args=(comes,),
+            output_args=(goes,),
+        )
+        stage.joins(self._comm, sizes)
+        in_turns = self._kind == "1f1b" and len(sizes) >= self._count
+        kind = Schedule1F1B if in_turns else ScheduleGPipe
+        return kind(stage, len(sizes), loss_fn=self._loss, scale_grads=False)
+
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """A micro-batch's part of the mean over the step."""
+        part = replace(self._batch, inputs=outputs, targets=targets, samples=len(targets))
+        loss = self._rank.loss(nn.Identity(), part)
+        self._loss_sum += loss.detach().to(self._loss_sum)
+        return loss / self._batch.step_samples
+
+
+class _Stage(PipelineStage):
+    """torch's, but for how tensors travel."""
+
+    def joins(self, comm: Comm, sizes: Sequence[int]) -> None:
+        """Say what it sends and receives with; `sizes` are samples by micro-batch."""
+        self._comm, self._sizes = comm, sizes
+        self._maps: list[Callable[[], Any]] = []
+        self._gradients: list[Callable[[], Any]] = []
+
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        """Ask for all there will be, as the first micro-batch is asked for."""
+        if fwd_chunk_id == 0:
+            maps, gradients = super().get_fwd_recv_ops, super().get_bwd_recv_ops
+            chunks = range(len(self._sizes))
+            self._maps = [self._ask(self.args_recv_info, maps, i) for i in chunks]
+            self._gradients = [self._ask(self.grad_recv_info, gradients, i) for i in chunks]
+        return []
+
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        """Asked for already."""
+        del bwd_chunk_id
+        return []
+
+    def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        """Send maps."""
+        return self._send(super().get_fwd_send_ops(fwd_chunk_id), fwd_chunk_id)
+
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        """Send gradients."""
+        return self._send(super().get_bwd_send_ops(bwd_chunk_id), bwd_chunk_id)
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        """Wait for the maps, then compute."""
+        self._maps[fwd_chunk_id]()
+        return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+
+    def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> None:
+        """Wait for the gradients, then compute."""
+        self._gradients[bwd_chunk_id]()
+        super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
+
+    def _warmup_forward_vote(self, *_: Any, **__: Any) -> Tensor:
+        """Whether shapes are known: they are, on every rank, and nothing need travel for it."""
+        return torch.ones(1, dtype=torch.int32)
+
+    def _warmup_backward_result(self, *_: Any, **__: Any) -> Tensor:
+        return torch.ones(1, dtype=torch.int32)
+
+    def _ask(
+        self,
+        coming: Mapping[int, Sequence[Any]],
+        operations: Callable[[int], list[dist.P2POp]],
+        chunk: int,
+    ) -> Callable[[], Any]:
+        """Receive what comes of a micro-batch; what it returns waits for that."""
+        for info in coming.get(chunk, ()):
+            if info.buffer is not None and len(info.buffer) != self._sizes[chunk]:
+                info.buffer = info.buffer.new_empty((self._sizes[chunk], *info.buffer.shape[1:]))
+        waits = [self._comm.receive_async(op.tensor, op.peer) for op in operations(chunk)]
+
+        def wait() -> None:
+            for came in waits:
+                came()
+
+        return wait
+
+    def _send(self, operations: list[dist.P2POp], chunk: int) -> list[dist.P2POp]:
+        for operation in operations:
+            self._comm.send_async(
+                operation.tensor[: self._sizes[chunk]].contiguous(), operation.peer
+            )
+        return []

@@ -1,0 +1,350 @@
+"""`pipeline`: who gets which layers, what a step looks like, and that it is one machine's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from convoy.cost.cuts import Cut, Cuts
+from convoy.cost.device import Device
+from convoy.cost.fabric import Fabric
+from convoy.cost.layers import LayerSize, NetworkFacts, facts_of
+from convoy.cost.profile import DeviceProfile, LayerProfile
+from convoy.cost.schedule import Compute, Transfer, in_a_row, sent_by_rank
+from convoy.cost.simulate import simulate
+from convoy.cost.world import World
+from convoy.errors import UsageError
+from convoy.strategies import Problem, Worker, make_strategy
+from convoy.strategies.pipeline_drawing import idle_fraction
+from convoy.strategies.pipeline_parallel import PipelineParallel
+from convoy.strategies.pipeline_stages import Kind, micro_batch_sizes, passes
+
+from . import small_networks
+from .harness import Crew, Halt, job_for, plan_of
+from .reference import assert_equal, first_part, train_alone, train_in_micro_batches
+
+WEIGHTS = (1, 2, 5)
+KINDS: tuple[Kind, ...] = ("gpipe", "1f1b")
+
+
+def chain(count: int, *, macs: int = 100, crossing: int = 10) -> NetworkFacts:
+    """Equal layers in a row."""
+    layers = tuple(
+        LayerSize(name=f"l{i}", parameters=(20,), activations=crossing, macs=macs)
+        for i in range(count)
+    )
+    places = tuple(
+        Cut(after=f"l{i}", crossing=f"l{i}", layers=i + 1, shape=(crossing,), gradient=True)
+        for i in range(count - 1)
+    )
+    return NetworkFacts(
+        num_parameters=20 * count, num_buffers=0, layers=layers, cuts=Cuts(places=places)
+    )
+
+
+def problem(
+    network: NetworkFacts, weights: Sequence[float] = (1, 1), batch_size: int = 8
+) -> Problem:
+    workers = tuple(
+        Worker(index=i, machine=f"m{i}", device="cpu", weight=w) for i, w in enumerate(weights)
+    )
+    return Problem(batch_size=batch_size, workers=workers, network=network)
+
+
+def measured(
+    network: NetworkFacts, speeds: Sequence[float], batch_size: int = 64, *, fixed_s: float = 0.0
+) -> Problem:
+    """As `problem`, with a world in which a layer takes 1 ms a sample there and back, by speed,
+    and `fixed_s` for each pass, whatever the samples."""
+    sizes = (1, 64)
+    layer_s = tuple(fixed_s + 0.5e-3 * n for n in sizes)
+    whole_s = tuple(len(network.layers) * s for s in layer_s)
+    profile = DeviceProfile(
+        machine="m",
+        device="cpu",
+        hardware="a processor",
+        cores=2.0,
+        threads=1,
+        memory_bytes=2**33,
+        samples=sizes,
+        load_s=(0.0, 0.0),
+        forward_s=whole_s,
+        backward_s=whole_s,
+        update_s=0.0,
+        layers=tuple(
+            LayerProfile(name=layer.name, forward_s=layer_s, backward_s=layer_s)
+            for layer in network.layers
+        ),
+    )
+    ranks = range(len(speeds))
+    world = World(
+        devices=tuple(
+            Device(machine=f"m{i}", device="cpu", host=i, profile=profile, speed=speeds[i])
+            for i in ranks
+        ),
+        bandwidths={(a, b): 1e9 for a in ranks for b in ranks if a != b},
+        latencies={(a, b): 0.0 for a in ranks for b in ranks if a != b},
+    )
+    return replace(problem(network, [1] * len(speeds), batch_size), world=world)
+
+
+class Crossed(nn.Module):
+    """Two layers, and a way around each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.second(self.first(x)) * x.sum(1, keepdim=True)
+
+
+class Looking(Crossed):
+    """Its way depends on what is in its maps."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)
+        return self.second(x if x.sum() > 0 else -x)
+
+
+def test_slow_devices_get_few_layers_and_keep_their_places() -> None:
+    plan = PipelineParallel().plan(problem(chain(8), (1, 2, 5)))
+    assert [len(stage.layers) for stage in plan.stages] == [1, 2, 5]
+    assert [worker.index for worker in plan.problem.workers] == [0, 1, 2]
+    assert plan.shares == (8, 0, 0)
+    assert plan.portions == pytest.approx((1 / 8, 2 / 8, 5 / 8))
+    assert plan.micro_batches == 8
+
+
+def test_what_was_measured_decides_on_stages_places_and_micro_batches() -> None:
+    plan = PipelineParallel().plan(measured(chain(9), (0.5, 1.0)))
+    by_worker = {
+        worker.index: len(stage.layers)
+        for worker, stage in zip(plan.problem.workers, plan.stages, strict=True)
+    }
+    assert by_worker == {0: 3, 1: 6}
+    assert plan.micro_batches == 64  # a sample costs the same in any number, and links nothing
+    dear = PipelineParallel().plan(measured(chain(9), (0.5, 1.0), fixed_s=2e-3))
+    assert 1 < dear.micro_batches < 64
+
+
+def test_every_stage_knows_its_cut() -> None:
+    plan = PipelineParallel().plan(problem(facts_of(small_networks.branched(), (1, 6, 6)), (1, 1)))
+    first, last = plan.stages
+    assert first.layers == ("stem", "grouped", "pointwise")
+    assert first.cut is not None
+    assert (first.cut.after, first.cut.shape) == ("cat", (6, 6, 6))
+    assert last.layers == ("twice", "classify")
+    assert last.cut is None
+    assert plan.divided == {
+        **dict.fromkeys(("stem", "grouped", "pointwise"), (1, 0)),
+        **dict.fromkeys(("twice", "classify"), (0, 1)),
+    }
+
+
+def test_a_step_drawn() -> None:
+    """Targets go ahead; passes in order; the loss comes back."""
+    network = chain(3)
+    strategy = PipelineParallel(micro_batches=2)
+    plan = strategy.plan(problem(network, (1, 2), batch_size=3))
+    drawn = []
+    for operation in strategy.schedule(plan, 0):
+        if isinstance(operation, Compute):
+            o = operation
+            drawn.append(f"{o.phase} {o.layer} r{o.rank} {o.samples} {o.part:g} {o.after}")
+        elif isinstance(operation, Transfer):
+            t = operation
+            drawn.append(f"{t.source} > {t.destination} {t.payload_bytes} {t.after}")
+    assert drawn == [
+        "load  r0 3 1 ()",
+        "0 > 1 24 (0,)",
+        "forward l0 r0 2 1 (0,)",
+        "0 > 1 80 (2, 1)",
+        "forward l0 r0 1 1 (2,)",
+        "0 > 1 40 (4, 3)",
+        "forward l1 r1 2 1 (3, 1)",
+        "forward l2 r1 2 1 (6,)",
+        "forward l1 r1 1 1 (7, 5)",
+        "forward l2 r1 1 1 (8,)",
+        "backward l2 r1 2 1 (9,)",
+        "backward l1 r1 2 1 (10,)",
+        "1 > 0 80 (11,)",
+        "backward l2 r1 1 1 (11,)",
+        "backward l1 r1 1 1 (13,)",
+        "1 > 0 40 (14, 12)",
+        "backward l0 r0 2 1 (4, 12)",
+        "backward l0 r0 1 1 (16, 15)",
+        "1 > 0 4 (14, 15)",
+        "update  r0 0 0.333333 (17, 5, 18)",
+        "update  r1 0 0.666667 (14, 18)",
+    ]
+    assert sent_by_rank(strategy.schedule(plan, 0), 2) == [144, 124]
+
+
+def test_passes_in_order() -> None:
+    def order(kind: Kind, stage: int, stages: int, number: int) -> str:
+        return " ".join(f"{p[0].upper()}{i}" for p, i in passes(kind, stage, stages, number))
+
+    assert order("gpipe", 0, 2, 3) == "F0 F1 F2 B0 B1 B2"
+    assert order("1f1b", 0, 3, 4) == "F0 F1 F2 B0 F3 B1 B2 B3"
+    assert order("1f1b", 1, 3, 4) == "F0 F1 B0 F2 B1 F3 B2 B3"
+    assert order("1f1b", 2, 3, 4) == "F0 B0 F1 B1 F2 B2 F3 B3"
+    assert order("1f1b", 0, 3, 2) == "F0 F1 B0 B1"  # too few to take turns
+    assert order("gpipe", 0, 1, 2) == "F0 B0 F1 B1"  # alone
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.sampled_from(KINDS))
+def test_every_micro_batch_goes_there_and_back_once(stages: int, number: int, kind: Kind) -> None:
+    for stage in range(stages):
+        done = list(passes(kind, stage, stages, number))
+        for phase in ("forward", "backward"):
+            assert [i for p, i in done if p == phase] == list(range(number))
+        assert all(done.index(("forward", i)) < done.index(("backward", i)) for i in range(number))
+
+
+@given(st.integers(1, 100), st.integers(1, 20), st.booleans())
+def test_micro_batches_are_even(samples: int, number: int, normalises: bool) -> None:
+    network = NetworkFacts(
+        num_parameters=1, num_buffers=0, batch_norm_channels=(3,) if normalises else ()
+    )
+    sizes = micro_batch_sizes(network, samples, number)
+    assert sum(sizes) == samples
+    assert list(sizes) == sorted(sizes, reverse=True)
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= (2 if normalises and samples > 1 else 1)
+    assert len(sizes) <= number
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("stages", "number"), [(2, 2), (3, 6), (4, 16)])
+def test_the_bubble_of_equal_stages(kind: Kind, stages: int, number: int) -> None:
+    """(S - 1) / (M + S - 1) of the time, as GPipe and 1F1B have it."""
+    strategy = PipelineParallel(pipeline_schedule=kind, micro_batches=number)
+    plan = strategy.plan(problem(chain(stages), [1] * stages, batch_size=number))
+    hosts = tuple(range(stages))
+    capacity = dict.fromkeys(hosts, math.inf)
+
+    def seconds(compute: Compute) -> float:
+        return {"forward": 1.0, "backward": 2.0}.get(compute.phase, 0.0)
+
+    fabric = Fabric(hosts=hosts, up=capacity, down=capacity)
+    played = simulate(strategy.schedule(plan, 0), seconds, fabric)
+    assert played.step_s == pytest.approx(3 * (number + stages - 1))
+    assert idle_fraction(played) == pytest.approx((stages - 1) / (number + stages - 1))
+    several = simulate(in_a_row(strategy.schedule(plan, i) for i in range(3)), seconds, fabric)
+    assert several.step_s == pytest.approx(3 * played.step_s)
+
+
+def test_one_forward_one_backward_holds_fewer_maps() -> None:
+    plan = PipelineParallel(micro_batches=8).plan(problem(chain(2)))
+    moved = 8 * 10 * 2
+    assert PipelineParallel().activations(plan) == (80 + moved, 80 + moved)
+    turns = PipelineParallel(pipeline_schedule="1f1b")
+    assert turns.activations(plan) == (20 + moved, 10 + moved)
+    assert turns.parameters(plan) == (20, 20)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "weights", "said"),
+    [
+        (nn.Linear(4, 2), (4,), (1, 1), "cannot be cut .* it is one layer. Use --strategy data"),
+        (Crossed(), (4,), (1, 1), "cannot be cut .* more than a single tensor of maps is alive"),
+        (Looking(), (4,), (1, 1), "cannot be cut .* torch.fx cannot follow its forward pass"),
+        (
+            small_networks.branched(),
+            (1, 6, 6),
+            (1,) * 5,
+            "5 devices cannot each have a stage .* 4 at most, .* Use at most 4 devices",
+        ),
+    ],
+)
+def test_what_cannot_be_cut(
+    network: nn.Module, shape: tuple[int, ...], weights: tuple[float, ...], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        PipelineParallel().plan(problem(facts_of(network, shape), weights))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pipeline_schedule": "zigzag"}, {"micro_batches": 0}, {"micro_batches": "many"}]
+    + [{"snapshot_every": 0}],
+)
+def test_options_that_cannot_be(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(options)).replace("_", "-")):
+        make_strategy("pipeline", options)
+
+
+@pytest.mark.parametrize(
+    ("network", "optimizer", "kind"),
+    [
+        *(("cifar10-full", "sgd", "gpipe"), ("cifar10-full", "adam", "1f1b")),
+        *(("resnet18", "sgd", "1f1b"), ("resnet18", "adam", "gpipe")),
+    ],
+)
+def test_known_networks_are_one_machines(
+    crew: Crew, network: str, optimizer: str, kind: Kind
+) -> None:
+    options = {"micro_batches": 2, "pipeline_schedule": kind}
+    job = job_for("plain", "pipeline", options, batch_size=4, steps=2, optimizer=optimizer)
+    job = replace(job, network=network, dataset="synthetic:3x32x32:10:6")
+    expected = train_in_micro_batches(job, 2, least=2 if network == "resnet18" else 1)
+    for report in crew.run(job, WEIGHTS, first_part(job)):
+        assert report.outcome.kind == "finished"
+        assert_equal(report.state, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("weights", [(1,), (3, 5), WEIGHTS], ids=str)
+def test_batches_are_normalised_by_micro_batch(crew: Crew, weights: tuple[int, ...]) -> None:
+    """Whatever the number of ranks; a short batch of two is not cut."""
+    job = job_for("normalised", "pipeline", {"micro_batches": 3}, optimizer="adam")
+    expected = train_in_micro_batches(job, 3, least=2)
+    for report in crew.run(job, weights, first_part(job)):
+        assert_equal(report.state, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("network", ["overwriting", "tied", "severed", "part_frozen"])
+def test_odd_networks_are_one_machines(crew: Crew, network: str, kind: Kind) -> None:
+    """A prime batch; micro-batches of three and two samples."""
+    options = {"micro_batches": 3, "pipeline_schedule": kind}
+    job = job_for(network, "pipeline", options, batch_size=7, weight_decay=0.01)
+    plan = plan_of(job, WEIGHTS)
+    expected = train_alone(job)
+    for report in crew.run(job, WEIGHTS, first_part(job)):
+        assert_equal(report.state, expected, atol=1e-9)
+        sent = sent_by_rank(job.strategy.schedule(plan, 0), 3)[report.rank]
+        assert report.records[0]["sent_bytes"] == sent
+
+
+def test_channels_last_is_the_same(crew: Crew) -> None:
+    options = {"micro_batches": 2}
+    job = job_for("image_normalised", "pipeline", options, memory_format="channels-last")
+    expected = train_in_micro_batches(job, 2, least=2)
+    for report in crew.run(job, WEIGHTS, first_part(job)):
+        assert_equal(report.state, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_stage_is_taken_over(crew: Crew, lost: int) -> None:
+    """By the others, from the last snapshot: the network is cut anew."""
+    job = job_for("plain", "pipeline", {"snapshot_every": 2})
+    crew.build(job)
+    halt = Halt(rank=lost, place="record", step=4)
+    formed = crew.form(plan_of(job, WEIGHTS), parts={0: first_part(job)}, halt=halt)
+    formed.await_halt()
+    formed.kill(lost)
+    for report in formed.reports():
+        assert (report.outcome.kind, report.outcome.step) == ("peer lost", 4)
+        assert_equal(report.state, train_alone(job, 4), atol=1e-9)
+    places = [place for place in range(3) if place != lost]
+    for report in crew.form(plan_of(job, (2, 5)), places=places, first_step=4).reports():
+        assert (report.outcome.kind, report.outcome.step) == ("finished", 7)
+        assert_equal(report.state, train_alone(job), atol=1e-9)
