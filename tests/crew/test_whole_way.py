@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from convoy.strategies import STRATEGIES
+
 from .processes import HERE, Program
 
 
@@ -27,9 +29,7 @@ def test_measure_plan_train_compare(program: Callable[..., Program], tmp_path: P
     report = answer["report"]
     chosen = report["plans"][report["chosen"]]
     assert chosen["exact"]
-    assert {plan["strategy"] for plan in report["plans"]} == {
-        *("single", "data", "averaging", "filter")
-    }
+    assert {plan["strategy"] for plan in report["plans"]} == set(STRATEGIES)
     assert all(sum(m["samples"] for m in plan["machines"]) == 32 for plan in report["plans"])
     assert report["advice"].startswith("Use ")
 
@@ -47,7 +47,7 @@ def test_measure_plan_train_compare(program: Callable[..., Program], tmp_path: P
 
     rows = {row["label"]: row for row in answer["comparison"]["runs"]}
     singles = [label for label in rows if label.startswith("single")]
-    assert {"data", "data equal", "averaging", "filter"} == rows.keys() - set(singles)
+    assert rows.keys() - set(singles) == {"data equal", *STRATEGIES} - {"single"}
     assert len(singles) == 2
     assert [m["samples"] for m in rows["data equal"]["machines"]] == [16, 16]
     for row in rows.values():

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from convoy.cost.schedule import Schedule
 from convoy.errors import UnknownNameError, UsageError
-from convoy.strategies.base import Batch, Plan, Problem, Program, Rank, Strategy
+from convoy.strategies.base import Batch, PartingStrategy, Plan, Problem, Program, Rank
 from convoy.strategies.parted_state import PartedState, train_in_parts
 from convoy.strategies.passes import layers_or_whole
 from convoy.strategies.pipeline_drawing import draw_pipeline, parameters_by_stage
@@ -75,14 +75,12 @@ class PipelinePlan(Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineParallel(Strategy):
+class PipelineParallel(PartingStrategy):
     """Stages of consecutive layers, through which micro-batches go."""
 
     name: ClassVar[str] = "pipeline"
     summary: ClassVar[str] = "each device has some layers; micro-batches go from one to the next"
     proven: ClassVar[bool] = False
-    parts_state: ClassVar[bool] = True
-    measures: ClassVar[bool] = True
 
     pipeline_schedule: Literal["gpipe", "1f1b"] = field(
         default="gpipe", metadata={"help": "gpipe or 1f1b: the order of passes"}
@@ -92,19 +90,14 @@ class PipelineParallel(Strategy):
         default="auto", metadata={"help": "into how many parts a batch is cut; auto: planned"}
     )
     """`auto`: as many as make the shortest step. Fewer where a step has fewer samples."""
-    snapshot_every: int = field(
-        default=100, metadata={"help": "steps after which all ranks get the whole state"}
-    )
-    """At most so many steps are repeated when a rank dies."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pipeline_schedule not in SCHEDULES:
             raise UnknownNameError("--pipeline-schedule", str(self.pipeline_schedule), SCHEDULES)
         number = self.micro_batches
         if number != "auto" and (type(number) is not int or number < 1):
             raise UsageError(f"--micro-batches {number}: expected 1 or more, or auto")
-        if type(self.snapshot_every) is not int or self.snapshot_every < 1:
-            raise UsageError(f"--snapshot-every {self.snapshot_every}: expected 1 or more steps")
 
     def plan(self, problem: Problem) -> PipelinePlan:
         """Cut the network so that a step is short; ranks are in the order of their stages.
