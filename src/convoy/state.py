@@ -31,6 +31,15 @@ def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
     return tensors
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """For every name in the network's state the first that its tensor has there."""
+    firsts: dict[int, str] = {}
+    names = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names[name] = firsts.setdefault(id(tensor), name)
+    return names
+
+
 def copy_of(tensors: Mapping[str, Tensor], device: str | None = None) -> Tensors:
     """Contiguous copies of `tensors`, on `device` if given."""
     return {

@@ -73,8 +73,22 @@ def image_normalised() -> nn.Module:
 
 
 def dense() -> nn.Module:
-    """Nothing but dense layers, the first of which nothing below is trained of."""
-    return nn.Sequential(nn.Flatten(), Tripwire(), nn.Linear(36, 5), nn.Tanh(), nn.Linear(5, 3))
+    """Nothing but dense layers, the first of them for every row of an image."""
+    rows = (nn.Flatten(1, 2), Tripwire(), nn.Linear(6, 4), nn.Tanh())
+    return nn.Sequential(*rows, nn.Flatten(), nn.Linear(24, 3))
+
+
+class twice_named(nn.Module):  # noqa: N801 - a network's name, as the functions are
+    """A dense layer and a convolution that the network's state has under two names each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.classify = nn.Conv2d(1, 4, 3), nn.Linear(64, 3)
+        self.all = nn.Sequential(self.conv, nn.ReLU(), nn.Flatten(), self.classify)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.all(x)
+        return logits
 
 
 def wide() -> nn.Module:

@@ -122,6 +122,10 @@ def test_a_step_drawn() -> None:
         "sum 160",
         "update  0 0.698 1",  # 40 + 390 * 4 / 6 of 430
     ]
+    schedule = strategy.schedule(plan, 0)
+    computed = [o for o in schedule if isinstance(o, Compute) and o.phase == "backward"]
+    of_weights = [o for o in computed if o.layer == "fc"][-1]  # while what is below travels
+    assert all(isinstance(schedule[before], Compute) for before in of_weights.after)
     together = [line for line in drawn["gather"] if " fc " in line]
     assert together == [
         "forward fc 6 0.667 1",
@@ -141,10 +145,12 @@ def test_fewer_bytes_and_less_memory_than_data() -> None:
     assert split.parameters(plan) == (1480, 1480)
     assert split.copies(plan) == (True, False)
 
-    def peak(parameters: int) -> int:
-        return peak_bytes(network, 0, optimizer="sgd", parameters=parameters, activations=0)
+    def peak(parameters: int, maps: int) -> int:
+        return peak_bytes(network, 0, optimizer="sgd", parameters=parameters, activations=maps)
 
-    assert peak(2960) - peak(1480) == 4 * 2960  # 3 times 2960; 2 times where it is whole again
+    # parameters, gradients, momentum; all of them once, but without maps
+    assert peak(2960, 10_000) - peak(1480, 10_000) == 4 * 3 * 1480
+    assert peak(2960, 0) == peak(1480, 0)
 
 
 @pytest.mark.parametrize(
@@ -209,3 +215,29 @@ def test_without_the_first_rank_and_a_checkpoint_they_begin_anew(crew: Crew) -> 
     for report in crew.form(plan_of(job, WEIGHTS[1:]), places=[1, 2]).reports():
         assert [record["step"] for record in report.records] == list(range(7))
         assert_equal(report.state, undisturbed, atol=1e-9)
+
+
+def test_a_module_that_was_given_is_begun_with_anew(crew: Crew) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Tanh(), nn.Linear(5, 3))
+    job = replace(job_for("dense", "hybrid", {"dense_above": 0}), network=network)
+    workers = [problem(facts(network), weights).workers for weights in ((1,), WEIGHTS, WEIGHTS[1:])]
+    alone, three, two = (
+        job.decided.plan(replace(problem(facts(network)), workers=w, element_bytes=8))
+        for w in workers
+    )
+    crew.build(job)
+    undisturbed = crew.form(alone).reports()[0].state
+    crew.build(job)
+    formed = crew.form(three, halt=Halt(rank=0, place="record", step=4))
+    formed.await_halt()
+    formed.kill(0)
+    assert [report.outcome.step for report in formed.reports()] == [None, None]
+    for report in crew.form(two, places=[1, 2]).reports():
+        assert_equal(report.state, undisturbed, atol=1e-9)
+
+
+def test_a_layer_with_two_names(crew: Crew) -> None:
+    job = job_for("twice_named", "hybrid", {"dense_above": 0})
+    expected = train_alone(job)
+    for report in crew.run(job, WEIGHTS, first_part(job)):
+        assert_equal(report.state, expected, atol=1e-9)

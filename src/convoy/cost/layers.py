@@ -189,8 +189,10 @@ def _filters(module: nn.Module) -> int:
 
 
 def _neurons(module: nn.Module) -> int:
+    if type(module) is not nn.Linear or module._forward_pre_hooks or any(module.buffers()):
+        return 0  # a hook or buffer may make its weight of something else
     trained = all(p.requires_grad for p in module.parameters())
-    return module.out_features if type(module) is nn.Linear and trained else 0
+    return module.out_features if trained else 0
 
 
 def _is_trained(module: nn.Module) -> bool:

@@ -30,7 +30,8 @@ def peak_bytes(
 
     That is at the end of its forward pass: parameters, gradients, the optimizer's state, and
     feature maps, which are kept for the backward pass. Where it has only some of the parameters
-    while it trains, it may also be between steps, when it is given all of them.
+    while it trains, it may also be between steps, when it is given all of them, or as its crew
+    forms, when gradients of all are tried out on a few samples.
 
     Args:
         copies_state: a copy of parameters and optimizer state is held besides, as `averaging` does.
@@ -43,6 +44,7 @@ def peak_bytes(
     if parameters is None:
         parameters = network.num_parameters
     whole = network.num_parameters * states
-    most = max(parameters * (states + 1) + activations, whole)
+    at_times = whole + network.num_parameters if parameters < network.num_parameters else 0
+    most = max(parameters * (states + 1) + activations, at_times)
     kept = most + 2 * network.num_buffers + (whole if copies_state else 0)
     return PROCESS_BYTES + kept * element_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,9 +24,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 def build_network(
     network: str | nn.Module | Callable[..., nn.Module], dataset: DataSet, seed: int
 ) -> nn.Module:
-    """The network that `network` names, is or builds, initialised from `seed` alone."""
+    """The network that `network` names or builds, initialised from `seed` alone.
+
+    Of a module it is a copy: a run that loses everything begins anew with what was given.
+    """
     if isinstance(network, nn.Module):
-        return network
+        return copy.deepcopy(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, 1))
         return networks.build(

@@ -164,10 +164,6 @@ class Trainee:
             clock.stop()
             self._commit(step, copy=copy)
 
-        def forgo() -> None:
-            clock.stop()
-            self._forgo()
-
         def diverge(pending: Pending) -> None:
             clock.stop()
             self._pending = pending
@@ -183,7 +179,7 @@ class Trainee:
             loss=self.loss,
             update=lambda batch, loss_sum: self._update(batch, loss_sum, formation),
             commit=commit,
-            forgo=forgo,
+            forgo=self._forgo,
             diverge=diverge,
             evaluate=lambda step: self._evaluate(formation, step, layout, sink),
             regroups=lambda: gate.reason == "regroup",
@@ -290,6 +286,7 @@ class Trainee:
     def _commit(self, step: int, *, copy: bool) -> None:
         self._committed = step
         self._pending = Pending()
+        self._kept = None  # its memory first
         self._kept = state.copy_of(state.pack(self.model, self.optimizer)) if copy else None
         self._kept_buffers = {n: b.clone() for n, b in self.model.named_buffers()}
 

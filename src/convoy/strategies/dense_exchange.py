@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convoy import state
 from convoy.errors import UsageError
 from convoy.strategies.base import Batch, Rank
 from convoy.strategies.dense_shares import SplitLayer, rounds
@@ -32,8 +33,9 @@ class DenseExchange:
         self.layers = layers
         self.rounds = rounds(self.comm.rank, self.comm.world_size, in_turns=in_turns)
         self._modules = [rank.model.get_submodule(layer.name) for layer in layers]
+        first = state.first_names(rank.model)
         self.rows: dict[str, tuple[int, ...]] = {
-            f"{layer.name}.{name}": layer.neurons
+            first[f"{layer.name}.{name}"]: layer.neurons
             for layer, module in zip(layers, self._modules, strict=True)
             for name, _ in module.named_parameters()
         }
@@ -61,14 +63,14 @@ class DenseExchange:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         flat = x.reshape(-1, x.shape[-1])
-        each, rest = divmod(len(flat), len(self._batch.inputs))
-        if rest:
+        if len(flat) != layer.rows * len(self._batch.inputs):
             raise UsageError(
-                f"{layer.name} gets {len(flat)} rows for {len(self._batch.inputs)} samples: a "
-                "dense layer can be split if every sample gives as many. Leave it whole with "
-                f"--dense-above {max(1, self._weights(layer))}, or use --strategy data"
+                f"{layer.name} gets {len(flat)} rows for {len(self._batch.inputs)} samples, where "
+                f"{layer.rows} for each were expected: a dense layer can be split if every sample "
+                f"gives as many. Leave it whole with --dense-above {self._weights(layer)}, or use "
+                "--strategy data"
             )
-        call = _Call(self, layer, [each * samples for samples in self._samples])
+        call = _Call(self, layer, [layer.rows * samples for samples in self._samples])
         made: Tensor = _Split.apply(call, flat, module.weight, module.bias)  # type: ignore[no-untyped-call]
         return made.view(*x.shape[:-1], made.shape[-1])
 

@@ -19,6 +19,8 @@ class SplitLayer:
     name: str
     neurons: tuple[int, ...]
     """By rank, in this order."""
+    rows: int = 1
+    """Rows of its input for each image."""
 
     def part(self, rank: int) -> float:
         """The part of all neurons that `rank` has."""
@@ -58,7 +60,14 @@ def splits(problem: Problem, above: int | None) -> Iterator[tuple[SplitLayer, ..
     if len(problem.workers) == 1:
         yield ()
         return
-    split = [SplitLayer(name=d.name, neurons=_neurons(problem, d)) for d in dense]
+    split = [
+        SplitLayer(
+            name=layer.name,
+            neurons=_neurons(problem, layer),
+            rows=layer.activations // layer.neurons,
+        )
+        for layer in dense
+    ]
     if above is not None:
         yield tuple(s for s, d in zip(split, dense, strict=True) if _weights(d) > above)
     elif problem.world is None:  # by bytes, which is all that is known
@@ -125,7 +134,8 @@ def _saves_bytes(problem: Problem, layer: LayerSize) -> bool:
     samples, 2 (n - 1) of its inputs and 2 (n - 1) / n of its outputs.
     """
     for_each = layer.inputs + layer.activations / len(problem.workers)
-    return problem.batch_size * for_each < sum(layer.parameters)
+    maps = problem.batch_size * for_each * problem.map_bytes
+    return maps < sum(layer.parameters) * problem.element_bytes
 
 
 def _weights(layer: LayerSize) -> int:

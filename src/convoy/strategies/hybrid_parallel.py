@@ -8,7 +8,7 @@ Convolutions have most of the work and few weights: they are shared by samples, 
 travel. Dense layers have most of the weights and little work: their neurons are shared, in
 proportion to speed, and what travels is maps: each rank gets the inputs of all samples, computes
 its neurons for them, and sends everyone the outputs of their samples; the backward pass goes the
-same way. Gradients of the split layers never travel, nor does any rank hold all of them.
+same way. Gradients of the split layers never travel, and each rank trains its own neurons only.
 
 `exchange` says how the samples of all are computed: `gather`, all at once, or `turns`, those of
 one rank after another, with the next under way meanwhile. Every `snapshot_every` steps, and
@@ -213,7 +213,8 @@ class _Sketch:
         rows = size.activations // size.neurons
         outs = [rows * neurons for neurons in split.neurons]
         came = self._to_all(split, [size.inputs] * len(outs), last)
-        return self._computed("forward", split, came, outs, last)
+        done, back = self._computed("forward", split, came, outs, last)
+        return [(*d, *b) for d, b in zip(done, back, strict=True)]
 
     def _backward(self, size: LayerSize, split: SplitLayer, last: Last) -> Last:
         rows = size.activations // size.neurons
@@ -224,8 +225,10 @@ class _Sketch:
                 for rank in self._ranks
             ]
             return self._weights(split, after, 1.0)
-        below = self._computed("backward", split, came, [size.inputs] * len(last), last)
-        return self._weights(split, below, 0.5)
+        below = [size.inputs] * len(last)
+        done, back = self._computed("backward", split, came, below, last)
+        weights = self._weights(split, done, 0.5)  # while what is below travels
+        return [(*w, *b) for w, b in zip(weights, back, strict=True)]
 
     def _weights(self, split: SplitLayer, after: Last, portion: float) -> Last:
         """The gradients of weights, of all samples at once."""
@@ -254,10 +257,14 @@ class _Sketch:
         came: dict[tuple[int, int], int],
         elements: list[int],
         last: Last,
-    ) -> Last:
-        """Each rank's part for the samples of all, round by round, and back to whose they are."""
+    ) -> tuple[Last, Last]:
+        """Each rank's part for the samples of all, round by round, and back to whose they are.
+
+        Returns:
+            What each rank did last, and what comes to it.
+        """
         done: list[tuple[int, ...]] = list(last)
-        back: list[list[int]] = [[] for _ in self._ranks]
+        back: list[tuple[int, ...]] = [() for _ in self._ranks]
         shares, portion = self._plan.shares, 1.0 if phase == "forward" else 0.5
         for rank in self._ranks:
             for together in self._rounds[rank] if split.neurons[rank] else ():
@@ -270,8 +277,8 @@ class _Sketch:
                 for other in together:
                     if other != rank and shares[other]:
                         size = shares[other] * elements[rank]
-                        back[other].append(self._send(rank, other, size, done[rank]))
-        return [(*done[rank], *back[rank]) for rank in self._ranks]
+                        back[other] += (self._send(rank, other, size, done[rank]),)
+        return done, back
 
     def _compute(
         self,

@@ -37,7 +37,9 @@ class PartedState:
         """
         self._model, self._optimizer = rank.model, rank.optimizer
         self._comm, self._device = rank.comm, rank.device
-        self._rows, self._rest_is_common = rows, rest_is_common
+        self._first = state.first_names(rank.model)
+        self._rows = {self._first[name]: counts for name, counts in rows.items()}
+        self._rest_is_common = rest_is_common
         self._forms: dict[str, Tensor] = {}
         """Shape and layout of parted tensors when they are whole, without content."""
 
@@ -53,9 +55,7 @@ class PartedState:
             return
         tensors = self._tensors()
         for name, counts in self._rows.items():
-            tensor = tensors.get(name)
-            if tensor is None:  # another name of one that has its turn
-                continue
+            tensor = tensors[name]
             full = tensor.data
             self._forms[name] = full.to("meta")
             if not tensor.dim():
@@ -70,19 +70,21 @@ class PartedState:
     def join(self) -> None:
         """Give every rank all rows, of all tensors. Blocks; all ranks take part."""
         for names in list(self._groups()):
-            parts = self._exchanged(self._packed(names))
-            whole: state.Tensors = {}
-            for name in dict.fromkeys(name for part in parts for name in part):
-                pieces = [part.pop(name) for part in parts if name in part]
-                cut = self._is_cut(name, pieces[0])
-                whole[name] = torch.cat(pieces) if cut and len(pieces) > 1 else pieces[0]
-            self._release(names)
-            state.put(self._model, self._optimizer, whole)
+            self._join(names)
         if not self._rest_is_common:
             rest = self._rest() if self._comm.rank == 0 else None
             rest = state.hand_over(self._comm, rest, 0, self._device)
             if self._comm.rank:
                 state.put(self._model, self._optimizer, rest)
+
+    def _join(self, names: list[str]) -> None:
+        parts = self._exchanged(self._packed(names))
+        self._release(names)
+        for name in dict.fromkeys(name for part in parts for name in part):
+            pieces = [part[name] for part in parts if name in part]
+            cut = self._is_cut(name, pieces[0]) and len(pieces) > 1
+            whole = {name: torch.cat(pieces) if cut else pieces[0]}
+            state.put(self._model, self._optimizer, whole)
 
     def release(self) -> None:
         """Give every tensor its full shape; what is in those that were parted is lost."""
@@ -112,14 +114,17 @@ class PartedState:
 
     def _packed(self, names: list[str]) -> state.Tensors:
         """This rank's rows of these tensors, with what its optimizer keeps for them."""
-        packed, rank = state.pack(self._model, self._optimizer), self._comm.rank
+        rank = self._comm.rank
         return {
-            n: t for n, t in packed.items() if (o := _owner(n)) in names and self._rows[o][rank]
+            n: t
+            for n, t in state.pack(self._model, self._optimizer).items()
+            if (o := _owner(n)) in names and self._rows[o][rank]
         }
 
     def _rest(self) -> state.Tensors:
+        """What is not cut, each tensor by its first name."""
         packed = state.pack(self._model, self._optimizer)
-        return {name: tensor for name, tensor in packed.items() if _owner(name) not in self._rows}
+        return {n: t for n, t in packed.items() if self._first[_owner(n)] not in self._rows}
 
     def _release(self, names: list[str]) -> None:
         tensors = self._tensors()
@@ -157,16 +162,12 @@ def train_in_parts(
         keeps_copy: whether this rank keeps a copy of it.
     """
 
-    def keep(first_step: int) -> None:
-        if keeps_copy:
-            rank.commit(first_step, True)
-        else:
-            rank.forgo()
-
     next_step, pending = rank.first_step, Pending()
-    keep(next_step)
+    rank.commit(next_step, keeps_copy)
     try:
         for batch in rank.batches:
+            if parted.is_whole and not keeps_copy:
+                rank.forgo()
             parted.part()
             loss_sum = step(batch)
             rank.update(batch, loss_sum)
@@ -179,7 +180,7 @@ def train_in_parts(
             if batch.evaluates or batch.keeps or next_step % snapshot_every == 0:
                 parted.join()
                 pending = Pending()
-                keep(next_step)
+                rank.commit(next_step, keeps_copy)
             if batch.evaluates:
                 rank.evaluate(batch.step)
             yield Completed(batch=batch, loss_sum=loss_sum)
