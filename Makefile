@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/convoy train --config examples/demo.toml
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

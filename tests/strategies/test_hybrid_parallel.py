@@ -180,11 +180,11 @@ def test_rounds_begin_with_ones_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "shape"),
-    [("cifar10-full", "3x32x32"), ("resnet18", "3x32x32"), ("lenet", "1x28x28")],
+    ("network", "shape", "steps"),
+    [("cifar10-full", "3x32x32", 2), ("resnet18", "3x32x32", 1), ("lenet", "1x28x28", 2)],
 )
-def test_known_networks_are_one_machines(crew: Crew, network: str, shape: str) -> None:
-    job = job_for("plain", "hybrid", batch_size=4, steps=2, weight_decay=0.01)
+def test_known_networks_are_one_machines(crew: Crew, network: str, shape: str, steps: int) -> None:
+    job = job_for("plain", "hybrid", batch_size=4, steps=steps, weight_decay=0.01)
     job = replace(job, network=network, dataset=f"synthetic:{shape}:10:6")
     expected = train_alone(job)
     for report in crew.run(job, WEIGHTS, first_part(job)):
