@@ -51,7 +51,7 @@ def surveyor(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Surveyor, nn.Mod
     assert about["pid"] == os.getpid()
     assert about["memory_bytes"] > 2**28
     assert about["versions"] == {"torch": torch.__version__.partition("+")[0]}
-    yield made, model
+    yield made, made._trainee.model  # a copy of what was given
     torch.set_num_threads(threads)
 
 

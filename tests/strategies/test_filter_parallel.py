@@ -159,7 +159,7 @@ def test_nobody_has_nothing_to_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "steps"), [("cifar10-full", 3), ("resnet18", 2)], ids=["cifar10-full", "resnet18"]
+    ("network", "steps"), [("cifar10-full", 3), ("resnet18", 1)], ids=["cifar10-full", "resnet18"]
 )
 def test_known_networks_are_one_machines(crew: Crew, network: str, steps: int) -> None:
     job = job_for("plain", "filter", batch_size=4, steps=steps, weight_decay=0.01)
