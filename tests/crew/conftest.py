@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from .processes import Harbour, Program
+from .processes import HERE, PATIENCE_S, Harbour, Program
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each wait within a test has its own end; the test as a whole has that of several."""
+    for item in items:
+        if item.path.parent == HERE:
+            item.add_marker(pytest.mark.timeout(4 * PATIENCE_S))
 
 
 @pytest.fixture(scope="session")

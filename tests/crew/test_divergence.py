@@ -6,7 +6,6 @@ import platform
 import re
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -24,7 +23,6 @@ def checkpoints(run: Path) -> list[int]:
     return [int(path.name.split("-")[1]) for path in found]
 
 
-@pytest.mark.timeout(60)
 def test_data_that_are_no_numbers(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = harbour.command(
@@ -41,7 +39,6 @@ def test_data_that_are_no_numbers(harbour: Harbour, tmp_path: Path) -> None:
     assert not (run / "model.safetensors").exists()
 
 
-@pytest.mark.timeout(60)
 def test_a_learning_rate_that_is_too_high(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     answer = harbour.train(

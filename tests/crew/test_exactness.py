@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from .processes import Harbour
 from .reference import (
     NETWORK,
@@ -17,7 +15,6 @@ from .reference import (
 )
 
 
-@pytest.mark.timeout(90)
 def test_unequal_ranks_train_as_one_machine_does(harbour: Harbour, tmp_path: Path) -> None:
     run, options = tmp_path / "run", {"workers": 3, "shares": "1,2,5", "precision": "fp64"}
     answer = harbour.train(

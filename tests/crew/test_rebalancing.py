@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from .processes import Harbour
 from .reference import (
     NETWORK,
@@ -44,7 +42,6 @@ def samples(run: Path) -> list[list[int]]:
     return [[line["samples"] for line in found] for found in effective(run).values()]
 
 
-@pytest.mark.timeout(120)
 def test_shares_follow_a_rank_that_slows_down(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     answer = harbour.train(
@@ -53,7 +50,6 @@ def test_shares_follow_a_rank_that_slows_down(harbour: Harbour, tmp_path: Path) 
         data="dragging",
         options=OPTIONS | {"workers": 2, "out": run},
         hurry_after="shares from",
-        timeout_s=100,
     )
     assert answer["error"] is None
     assert_weights(run, NUM_EPOCHS * STEPS_PER_EPOCH)
@@ -74,7 +70,6 @@ def test_shares_follow_a_rank_that_slows_down(harbour: Harbour, tmp_path: Path) 
     )
 
 
-@pytest.mark.timeout(150)
 def test_what_was_learnt_outlives_a_rank_that_dies(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     answer = harbour.train(
@@ -83,7 +78,6 @@ def test_what_was_learnt_outlives_a_rank_that_dies(harbour: Harbour, tmp_path: P
         data="dragging",
         options=OPTIONS | {"workers": 3, "epochs": 12, "out": run},
         **{"then": [22], "then_after": "shares from", "hurry_after": "joins"},
-        timeout_s=120,
     )
     assert answer["error"] is None
     assert_weights(run, 12 * STEPS_PER_EPOCH)

@@ -10,7 +10,6 @@ from .processes import Harbour
 from .reference import NETWORK
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("flags", "advice"),
     [
