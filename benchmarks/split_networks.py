@@ -5,10 +5,11 @@
 
 `filter` as in the study of Marques, Falcao & Alexandre: machines of 0.4 cores (or 0.4, 0.4, 0.2 and
 0.2), networks of two 5x5 convolutions for 32x32 images, beside one machine alone. `hybrid` beside
-`data` on AlexNet. Of each case the machines are measured once; then the first two, three or four of
-them train in the ways that the case lists. A row says how long a step took, what had been
-predicted, how much faster that was than the case's first way, and which part of a step
-convolutions took on the first machine. Rows of the same case are replaced, others stay.
+`data` on a narrow AlexNet. `pipeline` on a whole and half a core, planned and with equal cuts. Of
+each case the machines are measured once; then the first two, three or four of them train in the
+ways that the case lists. A row says how long a step took, what had been predicted, how much faster
+that was than the case's first way, which part of a step convolutions took on the first machine, and
+for which part of it ranks did not compute. Rows of the same case are replaced, others stay.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+import narrow
 from common import RESULTS, median, step_times, write
 from convoy import lab
 from convoy.cluster import parse_cluster
@@ -32,19 +36,37 @@ from convoy.cost.profile import load
 from convoy.cost.schedule import Compute
 from convoy.cost.world import World, world_of
 from convoy.networks import build
-from convoy.planner import Task, predict
+from convoy.planner import Task, play, predict
 from convoy.strategies import make_strategy
+from convoy.strategies.pipeline_drawing import idle_fraction
 
 EQUAL, UNEQUAL = (0.4, 0.4, 0.4, 0.4), (0.4, 0.4, 0.2, 0.2)
 SKIP = 3
-SMALL, LARGE = (3, 32, 32), (3, 120, 160)
-Way = tuple[int, str, dict[str, str]]
-"""How many of the machines, a strategy and its options."""
+SMALL = (3, 32, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to train."""
+
+    machines: int
+    """So many of them, from the first."""
+    strategy: str
+    options: dict[str, str] = field(default_factory=dict)
+    equal: bool = False
+    """Whether it is planned as if machines were alike."""
+
+    def __str__(self) -> str:
+        options = [f"{name}={value}" for name, value in self.options.items()]
+        return " ".join([self.strategy, *options, *(["equal"] if self.equal else [])])
+
+
+ALONE = Way(machines=1, strategy="single")
 
 
 def filters(*counts: int, **options: str) -> tuple[Way, ...]:
-    """One machine alone, and so many with `filter`."""
-    return ((1, "single", {}), *((count, "filter", options) for count in counts))
+    """So many with `filter`."""
+    return tuple(Way(machines=count, strategy="filter", options=options) for count in counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,30 +78,37 @@ class Case:
     images: tuple[int, int, int] = SMALL
     cores: tuple[float, ...] = EQUAL
     bandwidth: str = "1 Gbit/s"
-    ways: tuple[Way, ...] = filters(4)
+    ways: tuple[Way, ...] = (ALONE, *filters(4))
 
     def __str__(self) -> str:
         cores = "+".join(map(str, self.cores))
         return f"{self.network} {self.batch_size} {cores} {self.bandwidth.replace(' ', '')}"
 
 
-HYBRID: tuple[Way, ...] = (
-    *((2, "data", {}), (2, "hybrid", {}), (4, "data", {}), (4, "hybrid", {})),
-    (4, "hybrid", {"exchange": "gather"}),
+HYBRID = (
+    *(Way(machines=count, strategy=name) for count in (2, 4) for name in ("data", "hybrid")),
+    Way(machines=4, strategy="hybrid", options={"exchange": "gather"}),
 )
-ALEXNET = {"network": "alexnet", "batch_size": 256, "images": LARGE, "ways": HYBRID}
+ALEXNET = {"network": "narrow:alexnet", "batch_size": 256, "images": narrow.IMAGES, "ways": HYBRID}
+EIGHT = {"micro_batches": "8"}
+PIPELINE = (
+    ALONE,
+    Way(machines=2, strategy="pipeline", options=EIGHT, equal=True),
+    Way(machines=2, strategy="pipeline", options=EIGHT),
+    Way(machines=2, strategy="pipeline", options=EIGHT | {"pipeline_schedule": "1f1b"}),
+    Way(machines=2, strategy="pipeline"),
+)
+TWO = {"cores": (1.0, 0.5), "ways": PIPELINE}
 CASES = {
     str(case): case
     for case in (
-        Case(network="marques:500:1500", ways=filters(2, 3, 4)),
+        Case(network="marques:500:1500", ways=(ALONE, *filters(2, 3, 4))),
         Case(network="marques:500:1500", cores=UNEQUAL),
         Case(network="marques:300:1000"),
         Case(
             network="marques:150:800",
-            ways=filters(2, 3, 4)
-            + filters(4, fuse="no")[1:]
-            + filters(4, resident="no")[1:]
-            + filters(4, wire="bf16")[1:],
+            ways=(ALONE, *filters(2, 3, 4), *filters(4, fuse="no"), *filters(4, resident="no"))
+            + filters(4, wire="bf16"),
         ),
         Case(network="marques:150:800", batch_size=64),
         Case(network="marques:150:800", cores=UNEQUAL),
@@ -89,6 +118,8 @@ CASES = {
         Case(network="marques:50:500", bandwidth="100 Mbit/s"),
         Case(**ALEXNET),  # type: ignore[arg-type]
         Case(**ALEXNET, bandwidth="100 Mbit/s"),  # type: ignore[arg-type]
+        Case(network="vgg16", batch_size=32, **TWO),  # type: ignore[arg-type]
+        Case(network="resnet18", batch_size=64, images=(3, 64, 64), **TWO),  # type: ignore[arg-type]
     )
 }
 
@@ -131,35 +162,62 @@ def study(case: Case, steps: int) -> list[dict[str, Any]]:
         found = load(profile)
         common += ["--memory-format", found.memory_format.replace("_", "-")]
         world = world_of(found)
-        network = build(case.network, input_shape=case.images, num_classes=10)
+        network = network_of(case)
         task = Task(network=facts_of(network, case.images), batch_size=case.batch_size)
-        for number, (machines, strategy, options) in enumerate(case.ways):
-            out, file = folder / str(number), folder / f"{machines}.toml"
-            file.write_text(cluster_file(case, machines))
-            command = [*common, "--cluster", str(file), "--strategy", strategy]
+        for number, way in enumerate(case.ways):
+            out, file = folder / str(number), folder / f"{way.machines}.toml"
+            file.write_text(cluster_file(case, way.machines))
+            command = [*common, "--cluster", str(file), "--strategy", way.strategy]
             command += ["--steps", str(steps + SKIP), "--lr", "0.0001", "--out", str(out)]
-            command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-            chosen = make_strategy(strategy, options)
-            foreseen = predict(world, task, chosen, range(machines))
-            if chosen.measures:
+            for name, value in way.options.items():
+                command.append(f"--{name.replace('_', '-')}={value}")
+            chosen = make_strategy(way.strategy, way.options)
+            foreseen = predict(world, task, chosen, range(way.machines), equal=way.equal)
+            if way.equal:
+                command += ["--shares", ",".join(["1"] * way.machines)]
+            elif chosen.measures:
                 command += ["--profile", str(profile)]
-            elif foreseen.plan is not None and machines > 1:
+            elif foreseen.plan is not None and way.machines > 1:
                 command += ["--shares", ",".join(map(str, foreseen.plan.shares))]
             inside(whole, "train", *command)
             result = json.loads((out / "result.json").read_text())
             rows.append(
                 {
                     "case": str(case),
-                    "machines": machines,
-                    "way": " ".join([strategy, *(f"{k}={v}" for k, v in options.items())]),
+                    "machines": way.machines,
+                    "way": str(way),
                     "step ms": median(step_times(out, skip=SKIP)) * 1e3,
                     "predicted ms": foreseen.step_s * 1e3,
                     "MB/step": result["sent_bytes_per_step"] / 1e6,
+                    "idle": idle(out),
+                    "predicted idle": idle_fraction(play(world, foreseen)[1]),
                     "predicted MB held": [round(size / 1e6) for size in foreseen.peak_bytes],
                 }
             )
         add_ratios(case, rows, convolutions(world, task))
     return rows
+
+
+def network_of(case: Case) -> nn.Module:
+    """The case's network."""
+    if case.network == "narrow:alexnet":
+        return narrow.alexnet()
+    return build(case.network, input_shape=case.images, num_classes=10)
+
+
+def idle(run: Path) -> float:
+    """The part of all ranks' time in a step for which they did not compute: the median step's."""
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for line in (run / "steps.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        steps.setdefault(record["step"], []).append(record)
+    return median(
+        [
+            1 - sum(r["compute_s"] for r in ranks) / sum(r["wall_s"] for r in ranks)
+            for step, ranks in steps.items()
+            if step >= SKIP
+        ]
+    )
 
 
 def add_ratios(case: Case, rows: list[dict[str, Any]], in_convolutions_s: float) -> None:
@@ -207,6 +265,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="that are timed, of each run")
     parser.add_argument("--summary", action="store_true", help="only of the rows that are there")
     options = parser.parse_args()
+    paths = [str(Path(__file__).parent.resolve()), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # `narrow`, for all machines
     known = RESULTS / "split_networks.json"
     rows: list[dict[str, Any]] = json.loads(known.read_text())["rows"] if known.exists() else []
     for name in () if options.summary else options.only or CASES:

@@ -5,13 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convoy.cost.curve import Curve
 from convoy.cost.fabric import Fabric, all_reduce_flow
-from convoy.cost.schedule import Collective, Compute, Schedule, Transfer, sent_bytes
+from convoy.cost.schedule import (
+    Collective,
+    Compute,
+    Exchange,
+    Schedule,
+    Transfer,
+    sent_by_rank,
+    sent_bytes,
+)
 from convoy.cost.simulate import simulate
 
 SECONDS = {"forward": 1.0, "backward": 2.0, "update": 0.25}
@@ -145,6 +155,16 @@ def test_a_broadcast_leaves_its_root_once_for_each() -> None:
     played = simulate(schedule, seconds, fabric(3))
     assert played.step_s == pytest.approx(2)
     assert [rank.sent_bytes for rank in played.ranks] == [0, 200, 0]
+
+
+def test_an_exchange_fills_every_host_s_links() -> None:
+    """By hand: of four ranks on two hosts, a third of what each sends stays on its host."""
+    exchange = Exchange(ranks=(0, 1, 2, 3), sends=(30,) * 4, receives=(30,) * 4, peers=3)
+    hosts = replace(fabric(2), hosts=(0, 0, 1, 1), latency_s=0.5)
+    assert simulate((exchange,), seconds, hosts).step_s == pytest.approx(0.5 + 40 / 100)
+    assert sent_by_rank((exchange,), 4) == [30] * 4
+    busy = replace(hosts, move_cpu=(Curve((10, 20), (0.4, 0.8)),) * 4)
+    assert simulate((exchange,), seconds, busy).step_s == pytest.approx(6 * 0.4)  # 3 each way
 
 
 def test_a_circle_is_refused() -> None:

@@ -21,7 +21,6 @@ import ours
 import psutil
 import ray
 import torch
-from processes import kill_at_once
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -118,9 +117,6 @@ class Watch:
             self.hit(self.shares, signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGINT)
             return
-        if self.deed == "kill all":
-            self.hit_all()
-            return
         kind = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[str(self.deed)]
         self.hit(self.shares, kind)
 
@@ -141,11 +137,6 @@ class Watch:
         for share in shares:
             self.pids.append(int((self.folder / str(share)).read_text()))
             psutil.Process(self.pids[-1]).send_signal(kind)
-
-    def hit_all(self) -> None:
-        """Kill every rank."""
-        children = psutil.Process().children(recursive=True)
-        kill_at_once([child for child in children if child.name().startswith("ray::Member")])
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def shares(run: Path, step: int) -> list[int]:
 
 
 def test_the_others_go_on_and_the_lost_rank_comes_back(harbour: Harbour, tmp_path: Path) -> None:
-    run, num_epochs = tmp_path / "run", 20
+    run, num_epochs = tmp_path / "run", 14
     answer = harbour.train(
         folder=tmp_path,
         network=NETWORK,

@@ -33,20 +33,6 @@ def rank(number: int, train: Program) -> psutil.Process:
     return next(c for c in children if c.environ().get("RANK") == str(number))
 
 
-def test_two_ranks(program: Callable[..., Program], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train = program(*TORCHRUN, *TRAIN, "--shares=3,1", OMP_NUM_THREADS="1")
-    assert train.wait() == 0, train.stderr
-    result = json.loads(train.stdout)
-    assert result == json.loads((run / "result.json").read_text())
-    assert result.keys() >= RESULT
-    assert {path.name for path in run.iterdir()} >= set(LEFT)
-    assert [machine["samples"] for machine in result["machines"]] == [48, 16]
-    assert [line["samples"] for line in effective(run)[0]] == [48, 16]
-    assert_weights(run, STEPS)
-    assert_each_sample_once(run, STEPS)
-
-
 @pytest.mark.parametrize(
     ("lost", "checkpoint_every"),
     [
@@ -58,7 +44,7 @@ def test_a_rank_is_killed_and_torchrun_starts_anew(
     program: Callable[..., Program], tmp_path: Path, lost: int, checkpoint_every: int
 ) -> None:
     run = tmp_path / "run"
-    own = (f"--checkpoint-every={checkpoint_every}", "--timeout-s=20")
+    own = (f"--checkpoint-every={checkpoint_every}", "--timeout-s=20", "--shares=3,1")
     train = program(
         *(*TORCHRUN, "--max-restarts=1", *TRAIN, *own),
         OMP_NUM_THREADS="1",
@@ -74,6 +60,11 @@ def test_a_rank_is_killed_and_torchrun_starts_anew(
         assert result["resumed_from_step"] >= 8
     else:  # from the beginning, for there is no checkpoint yet
         assert result["resumed_from_step"] is None
+    assert result == json.loads((run / "result.json").read_text())
+    assert result.keys() >= RESULT
+    assert {path.name for path in run.iterdir()} >= set(LEFT)
+    assert [machine["samples"] for machine in result["machines"]] == [48, 16]
+    assert [line["samples"] for line in effective(run)[0]] == [48, 16]
     assert_weights(run, STEPS)
     assert_each_sample_once(run, STEPS)
 

@@ -46,7 +46,8 @@ def test_measure_plan_train_compare(program: Callable[..., Program], tmp_path: P
 
     rows = {row["label"]: row for row in answer["comparison"]["runs"]}
     singles = [label for label in rows if label.startswith("single")]
-    assert rows.keys() - set(singles) == {"data equal", "hybrid equal", *STRATEGIES} - {"single"}
+    equal = {f"{name} equal" for name in ("data", "filter", "hybrid", "pipeline")}
+    assert rows.keys() - set(singles) == equal | {*STRATEGIES} - {"single"}
     assert len(singles) == 2
     assert [m["samples"] for m in rows["data equal"]["machines"]] == [16, 16]
     for row in rows.values():

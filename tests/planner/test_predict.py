@@ -111,9 +111,12 @@ def test_more_devices_than_samples() -> None:
     assert "batch of 2 cannot give 3 workers" in found.reason
 
 
-def test_shares_may_be_given() -> None:
-    found = predict(world([0.001] * 2), task(), DATA, (0, 1), draws=0, shares=(100, 20))
-    assert found.step_s == pytest.approx(0.100 + 0.010)
+def test_as_if_all_were_alike() -> None:
+    """Planned so, but not played so: the slower one takes as long as it does."""
+    found = predict(world([0.001, 0.003]), task(), DATA, (0, 1), draws=0, equal=True)
+    assert found.plan is not None
+    assert found.plan.shares == (60, 60)
+    assert found.step_s == pytest.approx(0.180 + 0.010)
 
 
 def test_a_plan_can_be_looked_at_in_detail() -> None:

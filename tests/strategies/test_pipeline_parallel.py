@@ -349,3 +349,10 @@ def test_a_lost_stage_is_taken_over(crew: Crew, lost: int) -> None:
     for report in crew.form(plan_of(job, (2, 5)), places=places, first_step=4).reports():
         assert (report.outcome.kind, report.outcome.step) == ("finished", 7)
         assert_equal(report.state, train_alone(job), atol=1e-9)
+
+
+def test_batches_normalised_in_parts_are_not_one_machines() -> None:
+    with_norm = replace(chain(4), batch_norm_channels=(8,))
+    assert PipelineParallel(micro_batches=4).plan(problem(chain(4))).exact
+    assert not PipelineParallel(micro_batches=4).plan(problem(with_norm)).exact
+    assert PipelineParallel(micro_batches=1).plan(problem(with_norm)).exact

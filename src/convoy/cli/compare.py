@@ -50,7 +50,7 @@ def compare(
         float | None, Option(help="On the test set, as 0.97: note the time to it.")
     ] = None,
     equal: Annotated[
-        bool, Option("--equal", help="With equal shares over all machines, too.")
+        bool, Option("--equal", help="Also planned as if all machines were alike.")
     ] = False,
     each_single: Annotated[
         bool, Option("--each-single", help="Every machine alone, not only the fastest.")

@@ -61,10 +61,13 @@ class EqualNodes:
 
     def seconds(self) -> Callable[[Compute], float]:
         """What a Compute takes, on any node."""
-        known: dict[tuple[str, str, int], float] = {}
+        known: dict[tuple[str, str, int, float, float], float] = {}
 
         def of(compute: Compute) -> float:
-            key = (compute.phase, compute.layer, compute.samples)
+            key = (
+                *(compute.phase, compute.layer, compute.samples),
+                *(compute.part, compute.portion),
+            )
             if key not in known:
                 known[key] = self.device.seconds(compute)
             return known[key]

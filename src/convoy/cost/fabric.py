@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -64,6 +64,13 @@ class Fabric:
         if source == destination:
             return 0.0
         return self.latencies.get((source, destination), self.latency_s)
+
+    def furthest(self, ranks: Sequence[int]) -> float:
+        """The longest latency between any two of `ranks`."""
+        hosts = {self.hosts[rank] for rank in ranks}
+        if len(hosts) == 1 or not self.latencies:
+            return self.latency_s if len(hosts) > 1 else 0.0
+        return max(self.latency(a, b) for a in hosts for b in hosts)
 
     def path(self, source: int, destination: int) -> list[Link]:
         """The links from one host to another."""
@@ -137,3 +144,26 @@ def all_reduce_flow(
         send(source, destination, 2 * (n - 1) / n * payload_bytes)
     delay += 2 * (n - 1) * max(fabric.latency(a, b) for a, b in neighbours)
     return dict(load), delay
+
+
+def exchange_flow(
+    fabric: Fabric, ranks: Sequence[int], sends: Sequence[int], receives: Sequence[int]
+) -> dict[Link, float]:
+    """What an exchange puts on each link, in bytes.
+
+    Where several ranks share a host, as much of what they send stays there as there are of the
+    others on it, which is so if all send everyone alike.
+    """
+    sizes = Counter(fabric.hosts[rank] for rank in ranks)
+    others = len(ranks) - 1
+    load: defaultdict[Link, float] = defaultdict(float)
+    for rank, out, back in zip(ranks, sends, receives, strict=True):
+        host = fabric.hosts[rank]
+        near = (sizes[host] - 1) / others
+        load["within", host] += near * out
+        load["up", host] += (1 - near) * out
+        load["down", host] += (1 - near) * back
+        for other in sizes if fabric.between else ():
+            if (host, other) in fabric.between:
+                load["between", host, other] += sizes[other] / others * out
+    return dict(load)

@@ -62,7 +62,24 @@ class Collective:
     after: tuple[int, ...] = ()
 
 
-Operation = Compute | Transfer | Collective
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """Each of `ranks` sends others what it has for them, all at once.
+
+    It stands for as many transfers as there are pairs, where those would be too many to play.
+    """
+
+    ranks: tuple[int, ...]
+    sends: tuple[int, ...]
+    """Payload bytes that each sends in all."""
+    receives: tuple[int, ...]
+    """Payload bytes that each receives in all; their sum is that of `sends`."""
+    peers: int
+    """To how many others each sends."""
+    after: tuple[int, ...] = ()
+
+
+Operation = Compute | Transfer | Collective | Exchange
 Schedule = tuple[Operation, ...]
 
 
@@ -134,6 +151,9 @@ def sent_by_rank(schedule: Iterable[Operation], num_ranks: int) -> list[int]:
                 reduced[ranks] += size
             case Collective(kind="broadcast", ranks=ranks, payload_bytes=size):
                 sent[ranks[0]] += size * (len(ranks) - 1)
+            case Exchange(ranks=ranks, sends=sends):
+                for rank, size in zip(ranks, sends, strict=True):
+                    sent[rank] += size
     for ranks, size in reduced.items():
         for position, rank in enumerate(ranks):
             sent[rank] += ring_share(size, len(ranks), position)

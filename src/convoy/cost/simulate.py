@@ -12,7 +12,7 @@ Two kinds of resources are shared, both fairly and without loss:
 - *links*: what a host sends, what it receives, and what goes between two hosts each have a
   bandwidth. Flows that meet on one are held back alike (max-min fairness; Bertsekas &
   Gallager 1992, section 6.5.2). A collective is one flow over all the links that it uses,
-  since its ranks move in step and the slowest link holds up all.
+  since its ranks move in step and the slowest link holds up all; so is an exchange.
 
 Collectives among the same ranks run one after another, as they were issued, like those of a
 process group.
@@ -30,13 +30,13 @@ import heapq
 import itertools
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from convoy.cost.fabric import Fabric, Link, all_reduce_flow
+from convoy.cost.fabric import Fabric, Link, all_reduce_flow, exchange_flow
 from convoy.cost.fair_shares import fair_rates
 from convoy.cost.rank_times import RankTimes, Span, split_ranks
-from convoy.cost.schedule import Collective, Compute, Operation, Schedule, Transfer
+from convoy.cost.schedule import Collective, Compute, Exchange, Operation, Schedule, Transfer
 
 __all__ = ["Played", "RankTimes", "Span", "simulate"]
 
@@ -163,6 +163,8 @@ class _Player:
                 self._next_compute(compute.rank)
             case Transfer(source=source, destination=destination):
                 self._begin_moving(index, (source, destination))
+            case Exchange(ranks=ranks):
+                self._begin_moving(index, ranks)
             case Collective(ranks=ranks):
                 queue = self._queues[ranks]
                 queue.append(index)
@@ -243,13 +245,25 @@ class _Player:
         operation = self._schedule[index]
         assert not isinstance(operation, Compute)
         self._starts[index] = self._now
-        cost = self._fabric.cpu_s if isinstance(operation, Collective) else self._fabric.move_cpu_s
-        busy = {rank: cost(rank, operation.payload_bytes) for rank in ranks}
-        busy = {rank: seconds for rank, seconds in busy.items() if seconds > 0}
+        busy = {rank: s for rank, s in self._moving_s(operation, ranks) if s > 0}
         self._parts[index] = 1 + len(busy)
         self._at(self._now + self._delay(operation), "flow", index)
         for rank, seconds in busy.items():
             self._work(rank, index, seconds)
+
+    def _moving_s(
+        self, operation: Operation, ranks: tuple[int, ...]
+    ) -> Iterator[tuple[int, float]]:
+        """What it takes of each rank's device."""
+        match operation:
+            case Collective(payload_bytes=size):
+                yield from ((rank, self._fabric.cpu_s(rank, size)) for rank in ranks)
+            case Transfer(payload_bytes=size):
+                yield from ((rank, self._fabric.move_cpu_s(rank, size)) for rank in ranks)
+            case Exchange(sends=sends, receives=receives, peers=peers):
+                for rank, *ways in zip(ranks, sends, receives, strict=True):
+                    each = (peers * self._fabric.move_cpu_s(rank, way // peers) for way in ways)
+                    yield rank, sum(each)
 
     def _delay(self, operation: Operation) -> float:
         fabric = self._fabric
@@ -262,6 +276,8 @@ class _Player:
                 root, *others = (fabric.hosts[rank] for rank in ranks)
                 furthest = max((fabric.latency(root, other) for other in others), default=0.0)
                 return fabric.overhead_s(size) + furthest
+            case Exchange(ranks=ranks):
+                return fabric.furthest(ranks)
             case _:
                 return 0.0
 
@@ -288,6 +304,8 @@ class _Player:
                 for other in others:
                     for link in fabric.path(root, other):
                         load[link] += size
+            case Exchange(ranks=ranks, sends=sends, receives=receives):
+                return exchange_flow(fabric, ranks, sends, receives)
         return load
 
     def _flow_begins(self, index: int) -> None:

@@ -29,7 +29,7 @@ def advise(
     elif single is None and (alone := [p for p in found if len(p.picks) == 1]):
         sentences.append(f"No device can do it alone: {alone[0].reason}.")
     faster = next((p for p in found if p.strategy.proven), best)
-    if not faster.strategy.exact and faster.step_s < best.step_s * 0.98:
+    if not faster.exact and faster.step_s < best.step_s * 0.98:
         sentences.append(
             f"{_described(world, faster)} would be {best.step_s / faster.step_s:.2f} times as fast "
             "again, with other mathematics than one machine's."
@@ -64,7 +64,7 @@ def _why_not(
     wider = [
         p
         for p in found
-        if p.feasible and p.strategy.exact and p.strategy.proven
+        if p.feasible and p.exact and p.strategy.proven
         if set(p.picks) == {*best.picks, pick}
     ]
     if not wider:

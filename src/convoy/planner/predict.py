@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from convoy.cost.layers import NetworkFacts
 from convoy.cost.memory import OPTIMIZER_STATES, peak_bytes
-from convoy.cost.schedule import Schedule, Transfer, in_a_row, sent_by_rank
+from convoy.cost.schedule import Exchange, Schedule, Transfer, in_a_row, sent_by_rank
 from convoy.cost.simulate import Played, simulate
 from convoy.cost.world import World
 from convoy.errors import UsageError
@@ -53,6 +53,11 @@ class Prediction:
     reason: str = ""
 
     @property
+    def exact(self) -> bool:
+        """Whether it computes what one device would."""
+        return self.strategy.exact and (self.plan is None or self.plan.exact)
+
+    @property
     def images_per_s(self) -> float:
         """Throughput; 0 where there is no plan."""
         return self.plan.problem.batch_size / self.step_s if self.plan else 0.0
@@ -67,24 +72,23 @@ def predict(
     draws: int = DRAWS,
     seed: int = 0,
     bandwidth: float | None = None,
-    shares: tuple[int, ...] | None = None,
+    equal: bool = False,
 ) -> Prediction:
     """What `strategy` costs on these devices.
 
     Args:
         draws: periods of steps to play with drawn variation; 0 plays one without.
         bandwidth: of all links between machines, in bytes/s, in place of their own.
-        shares: samples by rank, in place of those that the strategy plans.
+        equal: plan as if all devices and links were alike.
     """
     picks = tuple(picks)
     try:
-        plan = strategy.plan(problem_of(world, task, strategy, picks))
+        problem = problem_of(world, task, strategy, picks)
+        plan = strategy.plan(_alike(problem) if equal else problem)
     except UsageError as error:
         return Prediction(
             strategy=strategy, picks=picks, plan=None, feasible=False, reason=str(error)
         )
-    if shares is not None:
-        plan = replace(plan, shares=shares)
     # a strategy may leave out who is slower, as `single` does
     picks = tuple(worker.index for worker in plan.problem.workers)
     fabric = world.fabric(picks, bandwidth=bandwidth)
@@ -164,6 +168,12 @@ def problem_of(world: World, task: Task, strategy: Strategy, picks: Sequence[int
     )
 
 
+def _alike(problem: Problem) -> Problem:
+    """The problem of someone who knows nothing of devices and links."""
+    workers = tuple(replace(worker, seconds=None, weight=1.0) for worker in problem.workers)
+    return replace(problem, workers=workers, world=None)
+
+
 def _too_large(world: World, picks: Sequence[int], memory: Sequence[int]) -> str:
     on_host: dict[int, int] = {}
     for pick, size in zip(picks, memory, strict=True):
@@ -187,12 +197,20 @@ def _link_bytes(
 ) -> dict[str, float]:
     """Bytes per step between machines; a rank of a ring sends to the next one."""
     transfers = [operation for operation in schedule if isinstance(operation, Transfer)]
-    others = tuple(operation for operation in schedule if not isinstance(operation, Transfer))
-    sent = [
+    exchanges = [operation for operation in schedule if isinstance(operation, Exchange)]
+    others = tuple(o for o in schedule if not isinstance(o, Transfer | Exchange))
+    sent: list[tuple[int, int, float]] = [
         (rank, (rank + 1) % len(picks), size)
         for rank, size in enumerate(sent_by_rank(others, len(picks)))
     ]
     sent += [(t.source, t.destination, t.payload_bytes) for t in transfers]
+    sent += [  # to all others alike
+        (rank, to, size / (len(e.ranks) - 1))
+        for e in exchanges
+        for rank, size in zip(e.ranks, e.sends, strict=True)
+        for to in e.ranks
+        if to != rank
+    ]
     links: dict[str, float] = {}
     for rank, other, size in sent:
         source, target = world.devices[picks[rank]], world.devices[picks[other]]

@@ -168,7 +168,7 @@ def _typical_bandwidth(world: World, pick: int) -> float:
 
 def _unasked(prediction: Prediction) -> bool:
     """Whether it may be chosen where nobody has asked for it by name."""
-    return prediction.strategy.exact and prediction.strategy.proven
+    return prediction.exact and prediction.strategy.proven
 
 
 def _choose(found: Sequence[Prediction]) -> int:

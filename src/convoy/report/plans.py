@@ -57,7 +57,7 @@ class PlanReport:
             "sent_bytes_per_step": prediction.sent_bytes_per_step,
             "link_bytes": prediction.link_bytes or {},
             "peak_bytes": list(prediction.peak_bytes),
-            "exact": prediction.strategy.exact,
+            "exact": prediction.exact,
             "feasible": prediction.feasible,
             "reason": prediction.reason,
         }

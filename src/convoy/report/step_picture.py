@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.figure
 import matplotlib.patches
 
-from convoy.cost.schedule import Collective, Compute, Operation, Transfer
+from convoy.cost.schedule import Collective, Compute, Exchange, Operation, Transfer
 from convoy.cost.simulate import Span
 from convoy.planner import play
 from convoy.report.plans import PlanReport
@@ -69,11 +69,11 @@ def _links(schedule: Sequence[Operation], hosts: Sequence[int]) -> list[tuple[in
 
 
 def _pairs(operation: Operation) -> list[tuple[int, int]]:
-    """From whom to whom an operation's bytes go: of a collective, round a ring."""
+    """From whom to whom an operation's bytes go: of what all take part in, round a ring."""
     match operation:
         case Transfer(source=source, destination=destination, payload_bytes=size):
             return [(source, destination)] if size else []
-        case Collective(ranks=ranks):
+        case Collective(ranks=ranks) | Exchange(ranks=ranks):
             return list(zip(ranks, (*ranks[1:], ranks[0]), strict=True))
         case _:
             return []

@@ -38,7 +38,6 @@ from convoy.runtime.run import run_at
 from convoy.runtime.sampler import GlobalOrder
 from convoy.runtime.settings import TrainSettings
 from convoy.strategies import candidates
-from convoy.strategies.shares import cut
 
 RUN_S = 4.0
 """How long each run is to take, about, where nothing is said of steps or epochs."""
@@ -57,7 +56,7 @@ class Way:
     label: str
     prediction: Prediction
     equal: bool = False
-    """Whether shares are equal, as plain data parallelism has them."""
+    """Whether it is planned as if all machines were alike, as plain data parallelism is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +100,7 @@ def compare_at(
         job: without a strategy.
         names: of the strategies; each runs on the machines that suit it best.
         out: a new folder; a run folder for every run lies in it.
-        equal: run also with equal shares over all machines what shares a batch.
+        equal: run also, over all machines, what shares work as if they were alike.
         each_single: run also every device alone, and not only the fastest.
         target_accuracy: on the test set; the time to it is noted.
     """
@@ -141,7 +140,7 @@ def compare_at(
         repeats=repeats,
         target_accuracy=target_accuracy,
         runs=sorted(rows, key=lambda row: row["measured_step_s"]),
-        chosen=ways[0].label if ways[0].prediction.strategy.exact else None,
+        chosen=ways[0].label if ways[0].prediction.exact else None,
         order=_order(rows),
         folder=out,
     )
@@ -236,9 +235,8 @@ def _ways(
                 label += f" {prediction.picks[0]}"
         ways.append(Way(label=label, prediction=prediction))
         everyone = range(len(world.devices))
-        if equal and strategy.exchanges_gradients:
-            shares = tuple(cut(task.batch_size, [1.0] * len(everyone)))
-            alike = predict(world, task, strategy, everyone, shares=shares)
+        if equal and (strategy.exchanges_gradients or strategy.parts_state):
+            alike = predict(world, task, strategy, everyone, equal=True)
             if not alike.feasible:
                 raise UsageError(f"--equal: {alike.reason}")
             ways.append(Way(label=f"{label} equal", prediction=alike, equal=True))

@@ -201,12 +201,24 @@ def _point(
 
 
 def _peak_bytes(workload: Workload, strategy: Strategy, plan: Plan) -> int:
-    return peak_bytes(
-        workload.network,
-        max(plan.shares),
-        optimizer=workload.optimizer,
-        element_bytes=workload.element_bytes,
-        copies_state=strategy.period(plan)[1] > 1 and len(plan.shares) > 1,
+    """Of the rank that needs most."""
+    differ = strategy.period(plan)[1] > 1 and len(plan.shares) > 1
+    ranks = zip(
+        *(plan.shares, strategy.activations(plan), strategy.parameters(plan)),
+        strategy.copies(plan),
+        strict=True,
+    )
+    return max(
+        peak_bytes(
+            workload.network,
+            samples,
+            activations=activations,
+            optimizer=workload.optimizer,
+            element_bytes=workload.element_bytes,
+            parameters=parameters,
+            copies_state=copies or differ,
+        )
+        for samples, activations, parameters, copies in set(ranks)
     )
 
 

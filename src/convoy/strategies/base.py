@@ -102,6 +102,11 @@ class Plan:
         return tuple(share / self.problem.batch_size for share in self.shares)
 
     @property
+    def exact(self) -> bool:
+        """Whether this plan computes what one device would, where its strategy can do so."""
+        return True
+
+    @property
     def divided(self) -> dict[str, tuple[int, ...]]:
         """Of layers that are divided, each rank's filters, neurons or whatever they consist of."""
         return {}

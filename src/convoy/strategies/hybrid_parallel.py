@@ -28,15 +28,15 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from convoy.comm import peer_loss
-from convoy.cost.layers import LayerSize
-from convoy.cost.schedule import Compute, Schedule, Transfer
+from convoy.cost.schedule import Compute, Schedule
 from convoy.cost.simulate import simulate
 from convoy.errors import UnknownNameError, UsageError
 from convoy.strategies.base import Batch, PartingStrategy, Plan, Problem, Program, Rank
 from convoy.strategies.dense_exchange import DenseExchange
-from convoy.strategies.dense_shares import SplitLayer, rounds, samples_beside, splits
+from convoy.strategies.dense_shares import SplitLayer, samples_beside, splits
+from convoy.strategies.hybrid_drawing import sketch_of
 from convoy.strategies.parted_state import PartedState, train_in_parts
-from convoy.strategies.passes import Drawing, DrawLayer, Last, draw_passes
+from convoy.strategies.passes import Drawing, draw_passes
 from convoy.strategies.replica import replicated
 
 EXCHANGES = ("gather", "turns")
@@ -149,14 +149,14 @@ class HybridParallel(PartingStrategy):
         assert isinstance(plan, HybridPlan)
         problem, drawing = plan.problem, Drawing()
         several = len(plan.shares) > 1
-        sketch = _Sketch(plan, drawing, in_turns=self.exchange == "turns")
+        sketch = sketch_of(problem, plan.shares, drawing, in_turns=self.exchange == "turns")
         last, reductions = draw_passes(
             drawing,
             problem.network,
             plan.shares,
             gradient_bytes=problem.element_bytes if several else 0,
             synchronises_batch_norm=several,
-            otherwise=sketch.layers(),
+            otherwise=sketch.layers(plan.layers),
         )
         updated = [part / max(1, problem.network.num_parameters) for part in self.parameters(plan)]
         for rank, part in enumerate(updated):
@@ -185,124 +185,3 @@ class HybridParallel(PartingStrategy):
                 snapshot_every=self.snapshot_every,
                 keeps_copy=rank.comm.rank == 0,
             )
-
-
-class _Sketch:
-    """How split layers are drawn."""
-
-    def __init__(self, plan: HybridPlan, drawing: Drawing, *, in_turns: bool) -> None:
-        self._plan, self._drawing = plan, drawing
-        self._ranks = range(len(plan.shares))
-        self._rounds = [rounds(rank, len(plan.shares), in_turns=in_turns) for rank in self._ranks]
-
-    def layers(self) -> dict[str, DrawLayer]:
-        """By name."""
-        sizes = {size.name: size for size in self._plan.problem.network.layers}
-
-        def drawn(size: LayerSize, split: SplitLayer) -> DrawLayer:
-            def draw(phase: Literal["forward", "backward"], last: Last) -> Last:
-                if phase == "forward":
-                    return self._forward(size, split, last)
-                return self._backward(size, split, last)
-
-            return draw
-
-        return {split.name: drawn(sizes[split.name], split) for split in self._plan.layers}
-
-    def _forward(self, size: LayerSize, split: SplitLayer, last: Last) -> Last:
-        rows = size.activations // size.neurons
-        outs = [rows * neurons for neurons in split.neurons]
-        came = self._to_all(split, [size.inputs] * len(outs), last)
-        done, back = self._computed("forward", split, came, outs, last)
-        return [(*d, *b) for d, b in zip(done, back, strict=True)]
-
-    def _backward(self, size: LayerSize, split: SplitLayer, last: Last) -> Last:
-        rows = size.activations // size.neurons
-        came = self._to_all(split, [rows * neurons for neurons in split.neurons], last)
-        if not size.input_gradient:
-            after = [
-                (*last[rank], *(i for (_, to), i in came.items() if to == rank))
-                for rank in self._ranks
-            ]
-            return self._weights(split, after, 1.0)
-        below = [size.inputs] * len(last)
-        done, back = self._computed("backward", split, came, below, last)
-        weights = self._weights(split, done, 0.5)  # while what is below travels
-        return [(*w, *b) for w, b in zip(weights, back, strict=True)]
-
-    def _weights(self, split: SplitLayer, after: Last, portion: float) -> Last:
-        """The gradients of weights, of all samples at once."""
-        return [
-            (self._compute(rank, "backward", self._plan.problem.batch_size, split, a, portion), *a)
-            if split.neurons[rank]
-            else a
-            for rank, a in enumerate(after)
-        ]
-
-    def _to_all(
-        self, split: SplitLayer, elements: list[int], last: Last
-    ) -> dict[tuple[int, int], int]:
-        """What each rank has of each of its samples, to those who compute with it."""
-        return {
-            (rank, to): self._send(rank, to, self._plan.shares[rank] * elements[to], last[rank])
-            for turn in self._ranks[1:]
-            for rank in self._ranks
-            if split.neurons[to := (rank + turn) % len(self._ranks)] and self._plan.shares[rank]
-        }
-
-    def _computed(
-        self,
-        phase: Literal["forward", "backward"],
-        split: SplitLayer,
-        came: dict[tuple[int, int], int],
-        elements: list[int],
-        last: Last,
-    ) -> tuple[Last, Last]:
-        """Each rank's part for the samples of all, round by round, and back to whose they are.
-
-        Returns:
-            What each rank did last, and what comes to it.
-        """
-        done: list[tuple[int, ...]] = list(last)
-        back: list[tuple[int, ...]] = [() for _ in self._ranks]
-        shares, portion = self._plan.shares, 1.0 if phase == "forward" else 0.5
-        for rank in self._ranks:
-            for together in self._rounds[rank] if split.neurons[rank] else ():
-                arrived = tuple(came[other, rank] for other in together if (other, rank) in came)
-                samples = sum(shares[other] for other in together)
-                if not samples:
-                    continue
-                after = (*done[rank], *arrived)
-                done[rank] = (self._compute(rank, phase, samples, split, after, portion),)
-                for other in together:
-                    if other != rank and shares[other]:
-                        size = shares[other] * elements[rank]
-                        back[other] += (self._send(rank, other, size, done[rank]),)
-        return done, back
-
-    def _compute(
-        self,
-        rank: int,
-        phase: Literal["forward", "backward"],
-        samples: int,
-        split: SplitLayer,
-        after: tuple[int, ...],
-        portion: float,
-    ) -> int:
-        return self._drawing.add(
-            Compute(
-                rank=rank,
-                phase=phase,
-                samples=samples,
-                layer=split.name,
-                part=split.part(rank),
-                portion=portion,
-                after=after,
-            )
-        )
-
-    def _send(self, source: int, destination: int, elements: int, after: tuple[int, ...]) -> int:
-        size = elements * self._plan.problem.map_bytes
-        return self._drawing.add(
-            Transfer(source=source, destination=destination, payload_bytes=size, after=after)
-        )

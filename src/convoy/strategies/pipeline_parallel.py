@@ -56,6 +56,12 @@ class PipelinePlan(Plan):
     """Of a full batch."""
 
     @property
+    def exact(self) -> bool:
+        """Not where batches are normalised: each micro-batch is, by itself."""
+        normalises = bool(self.problem.network.batch_norm_channels)
+        return not normalises or self.micro_batches == 1
+
+    @property
     def divided(self) -> dict[str, tuple[int, ...]]:
         """Whole layers: 1 for the rank that has it."""
         if len(self.stages) == 1:
