@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -60,7 +61,9 @@ class Comm:
         self.world_size = world_size
         self.step_samples = 1
         """How many real samples the step under way has on this rank: 0 means a stand-in."""
-        self._reduced_bytes = 0
+        self._timeout = timedelta(seconds=timeout_s)
+        self._reduced: Counter[tuple[int, ...]] = Counter()
+        """Bytes of sums, by the ranks that take part."""
         self._direct_bytes = 0
         self._blocked_s = 0.0
         self._last_issue_s: float | None = None
@@ -75,7 +78,7 @@ class Comm:
                     store=store,
                     rank=rank,
                     world_size=world_size,
-                    timeout=timedelta(seconds=timeout_s),
+                    timeout=self._timeout,
                 )
 
     def all_reduce(self, tensor: Tensor) -> None:
@@ -84,7 +87,7 @@ class Comm:
             started = time.perf_counter()
             with peer_loss():
                 dist.all_reduce(tensor)
-            self._reduced_bytes += tensor.numel() * tensor.element_size()
+            self._reduced[tuple(range(self.world_size))] += tensor.nbytes
             self._blocked_s += time.perf_counter() - started
 
     def all_reduce_async(self, tensor: Tensor) -> torch.futures.Future[Tensor]:
@@ -96,11 +99,30 @@ class Comm:
             alone: torch.futures.Future[Tensor] = torch.futures.Future()
             alone.set_result(tensor)
             return alone
-        self._reduced_bytes += tensor.numel() * tensor.element_size()
+        self._reduced[tuple(range(self.world_size))] += tensor.nbytes
         work = dist.all_reduce(tensor, async_op=True)
         self._last_issue_s = time.perf_counter()
         future: torch.futures.Future[list[Tensor]] = work.get_future()
         return future.then(lambda done: done.value()[0])
+
+    def team(self, teams: Sequence[tuple[int, ...]]) -> Team:
+        """The one of these teams of ranks that this rank is in.
+
+        Blocks: all ranks take part, with the same teams in the same order.
+        """
+        own: Team | None = None
+        for ranks in teams:
+            with peer_loss():
+                group = dist.new_group(list(ranks), timeout=self._timeout)
+            if self.rank in ranks:
+                own = Team(self, ranks, group)
+        assert own is not None
+        return own
+
+    def count_sum(self, ranks: tuple[int, ...], size: int, seconds: float) -> None:
+        """Note a sum of `size` bytes over `ranks`, which blocked for so long."""
+        self._reduced[ranks] += size
+        self._blocked_s += seconds
 
     def settle(self) -> None:
         """Count the time since the last asynchronous verb was issued as blocked.
@@ -183,10 +205,11 @@ class Comm:
     def take(self) -> Traffic:
         """Return what was sent and waited for since the last call, and start anew."""
         sent = self._direct_bytes
-        if self.world_size > 1:
-            sent += ring_share(self._reduced_bytes, self.world_size, self.rank)
+        for ranks, size in self._reduced.items():
+            sent += ring_share(size, len(ranks), ranks.index(self.rank))
         traffic = Traffic(sent_bytes=sent, blocked_s=self._blocked_s)
-        self._reduced_bytes = self._direct_bytes = 0
+        self._reduced.clear()
+        self._direct_bytes = 0
         self._blocked_s = 0.0
         self._last_issue_s = None
         return traffic
@@ -195,6 +218,25 @@ class Comm:
         """Leave the group. Peers that still wait for this rank get an error at once."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+class Team:
+    """Some of a crew's ranks, which sum what only they have."""
+
+    def __init__(self, comm: Comm, ranks: tuple[int, ...], group: dist.ProcessGroup) -> None:
+        self._comm, self._ranks = comm, ranks
+        self.group = group
+        """torch's."""
+
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
+        """Sum each tensor over the team, in place, all of them under way at once. Blocks."""
+        started = time.perf_counter()
+        with peer_loss():
+            works = [dist.all_reduce(tensor, group=self.group, async_op=True) for tensor in tensors]
+            for work in works:
+                work.wait()
+        size = sum(tensor.nbytes for tensor in tensors)
+        self._comm.count_sum(self._ranks, size, time.perf_counter() - started)
 
 
 class Rehearsal(Comm):

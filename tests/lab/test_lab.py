@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -175,6 +176,23 @@ def test_a_link_is_changed_cut_and_mended(small: lab.Lab, receiver: None) -> Non
     assert is_about(8, float(python(small, "pi", SEND, "old", "1")))
     small.mend("pi", "old")
     assert lab.find(NAME).changed_links == {"old - pi": "mended"}
+
+
+@needs_root
+def test_no_fork_of_this_process_goes_on_with_it(small: lab.Lab, tmp_path: Path) -> None:
+    """Ray installs a handler such as this one: what it raises unwinds whatever runs."""
+
+    def handle(*_: object) -> None:
+        (tmp_path / str(os.getpid())).touch()
+        os._exit(1)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        for bandwidth in range(1, 11):
+            small.set_bandwidth("pi", "old", 1e6 * bandwidth)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not list(tmp_path.iterdir())
 
 
 @needs_root

@@ -22,6 +22,16 @@ def crew() -> Iterator[Crew]:
         crew.end()
 
 
+@pytest.fixture(scope="session")
+def four() -> Iterator[Crew]:
+    """As `crew`, one more."""
+    crew = Crew(4)
+    try:
+        yield crew
+    finally:
+        crew.end()
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """On layers this small, threads that wait for one another take most of the time."""
@@ -34,15 +44,14 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a thread or a process running."""
-    shared: Crew | None = None
-    if "crew" in request.fixturenames:
-        shared = request.getfixturevalue("crew")
+    names = {"crew", "four"} & set(request.fixturenames)
+    shared: list[Crew] = [request.getfixturevalue(name) for name in names]
     threads, children = set(threading.enumerate()), _children()
     yield
     for thread in set(threading.enumerate()) - threads:
         thread.join(timeout=10)
         assert not thread.is_alive(), f"{thread.name} was left running"
-    left = _children() - children - (shared.pids if shared else set())
+    left = _children() - children - {pid for crew in shared for pid in crew.pids}
     assert not left, f"processes {left} were left running"
 
 

@@ -17,7 +17,7 @@ from convoy.cost.device import Device
 from convoy.cost.fabric import Fabric
 from convoy.cost.layers import LayerSize, NetworkFacts, facts_of
 from convoy.cost.profile import DeviceProfile, LayerProfile
-from convoy.cost.schedule import Compute, Transfer, in_a_row, sent_by_rank
+from convoy.cost.schedule import Collective, Compute, Transfer, in_a_row, sent_by_rank
 from convoy.cost.simulate import simulate
 from convoy.cost.world import World
 from convoy.errors import UsageError
@@ -121,6 +121,44 @@ def test_slow_devices_get_few_layers_and_keep_their_places() -> None:
     assert plan.shares == (8, 0, 0)
     assert plan.portions == pytest.approx((1 / 8, 2 / 8, 5 / 8))
     assert plan.micro_batches == 8
+
+
+def test_pipelines_side_by_side_are_equally_fast() -> None:
+    """The fastest with the slowest; those in the same place have the same stage."""
+    plan = PipelineParallel(pipelines=2).plan(problem(chain(9), (1, 2, 5, 4)))
+    assert [worker.index for worker in plan.problem.workers] == [2, 0, 3, 1]
+    assert plan.shares == (4, 0, 4, 0)
+    assert [len(stage.layers) for stage in plan.stages] == [8, 1]  # at 4 and 1, the slowest there
+    assert plan.pipelines == 2
+    assert plan.divided["l8"] == (0, 1, 0, 1)
+    assert plan.portions == pytest.approx((4 / 9, 1 / 18) * 2)
+    unlike = PipelineParallel(pipelines=2).plan(problem(chain(4), (5, 1, 1, 1)))
+    assert unlike.shares == (6, 0, 2, 0)
+
+
+def test_gradients_of_a_stage_are_summed_over_pipelines() -> None:
+    strategy = PipelineParallel(pipelines=2, micro_batches=2)
+    schedule = strategy.schedule(strategy.plan(problem(chain(3), (1, 2, 1, 2))), 0)
+    sums = [o for o in schedule if isinstance(o, Collective)]
+    assert [(o.ranks, o.payload_bytes) for o in sums] == [((0, 2), 40 * 4), ((1, 3), 20 * 4)]
+    pairs = {(o.source, o.destination) for o in schedule if isinstance(o, Transfer)}
+    assert pairs == {(0, 1), (1, 0), (2, 3), (3, 2)}
+    updates = [o for o in schedule if isinstance(o, Compute) and o.phase == "update"]
+    assert sorted(o.rank for o in updates) == [0, 1, 2, 3]
+
+
+def test_more_pipelines_where_more_stages_do_not_pay() -> None:
+    assert PipelineParallel().plan(measured(chain(2), (1.0,) * 4)).pipelines == 2
+    whole = PipelineParallel().plan(measured(chain(5), (1.0,) * 4))  # 2 of 5 layers on one
+    assert (whole.pipelines, [len(s.layers) for s in whole.stages]) == (2, [2, 3])
+
+
+@pytest.mark.parametrize(
+    ("given", "devices", "found"), [(3, 4, 2), (4, 4, 2), (2, 3, 1), (9, 6, 3)]
+)
+def test_as_many_pipelines_as_can_be(given: int, devices: int, found: int) -> None:
+    plan = PipelineParallel(pipelines=given).plan(problem(chain(9), (1,) * devices))
+    assert plan.pipelines == found
 
 
 def test_what_was_measured_decides_on_stages_places_and_micro_batches() -> None:
@@ -261,7 +299,7 @@ def test_one_forward_one_backward_holds_fewer_maps() -> None:
             small_networks.branched(),
             (1, 6, 6),
             (1,) * 5,
-            "5 devices cannot each have a stage .* 4 at most, .* Use at most 4 devices",
+            "5 devices cannot each have a stage .* 4 at most, .* at most 4 devices for each",
         ),
     ],
 )
@@ -275,7 +313,7 @@ def test_what_cannot_be_cut(
 @pytest.mark.parametrize(
     "options",
     [{"pipeline_schedule": "zigzag"}, {"micro_batches": 0}, {"micro_batches": "many"}]
-    + [{"snapshot_every": 0}],
+    + [{"snapshot_every": 0}, {"pipelines": 0}],
 )
 def test_options_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(options)).replace("_", "-")):
@@ -347,6 +385,36 @@ def test_a_lost_stage_is_taken_over(crew: Crew, lost: int) -> None:
         assert_equal(report.state, train_alone(job, 4), atol=1e-9)
     places = [place for place in range(3) if place != lost]
     for report in crew.form(plan_of(job, (2, 5)), places=places, first_step=4).reports():
+        assert (report.outcome.kind, report.outcome.step) == ("finished", 7)
+        assert_equal(report.state, train_alone(job), atol=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("network", ["plain", "branched"])
+def test_pipelines_side_by_side_are_one_machine(four: Crew, network: str, optimizer: str) -> None:
+    """Of every third step's two samples the slower pipeline gets none."""
+    options = {"pipelines": 2, "micro_batches": 2, "snapshot_every": 2}
+    job = job_for(network, "pipeline", options, optimizer=optimizer, weight_decay=0.01)
+    weights = (9, 9, 1, 1) if network == "plain" else (1, 2, 5, 4)
+    plan, expected = plan_of(job, weights), train_alone(job)
+    sent = sent_by_rank(job.strategy.schedule(plan, 0), 4)
+    for report in four.run(job, weights, first_part(job)):
+        assert report.outcome.kind == "finished"
+        assert_equal(report.state, expected, atol=1e-9)
+        assert [report.records[step]["sent_bytes"] for step in (0, 1, 3)] == [sent[report.rank]] * 3
+
+
+def test_two_pipelines_become_one_of_three(four: Crew) -> None:
+    job = job_for("plain", "pipeline", {"snapshot_every": 2, "pipelines": 2})
+    four.build(job)
+    halt = Halt(rank=3, place="record", step=4)
+    formed = four.form(plan_of(job, (1, 2, 5, 4)), parts={0: first_part(job)}, halt=halt)
+    formed.await_halt()
+    formed.kill(3)
+    for report in formed.reports():
+        assert (report.outcome.kind, report.outcome.step) == ("peer lost", 4)
+        assert_equal(report.state, train_alone(job, 4), atol=1e-9)
+    for report in four.form(plan_of(job, WEIGHTS), places=[0, 1, 2], first_step=4).reports():
         assert (report.outcome.kind, report.outcome.step) == ("finished", 7)
         assert_equal(report.state, train_alone(job), atol=1e-9)
 

@@ -17,11 +17,16 @@ import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import pyroute2
 from pyroute2 import NetNS, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
 from convoy.cluster import Cluster
 from convoy.errors import LabError
+
+# pyroute2 enters a namespace in a fork of this process, and ends that with SIGTERM. A handler of
+# ours there, as Ray installs one, would go on with this program in the fork.
+pyroute2.config.disable_mp_signal = True
 
 SUBNET = "10.77.0"
 BURST_BYTES = 64 * 1024

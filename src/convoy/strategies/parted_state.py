@@ -25,7 +25,12 @@ class PartedState:
     """A rank's network and optimizer, parted or whole."""
 
     def __init__(
-        self, rank: Equipment, rows: Mapping[str, tuple[int, ...]], *, rest_is_common: bool = False
+        self,
+        rank: Equipment,
+        rows: Mapping[str, tuple[int, ...]],
+        *,
+        rest_is_common: bool = False,
+        copies: int = 1,
     ) -> None:
         """Leave everything whole.
 
@@ -34,12 +39,17 @@ class PartedState:
             rows: of tensors by their names in the network's state, how many rows of its first
                 dimension each rank has.
             rest_is_common: every rank has what is not cut, and the same of it.
+            copies: how often it is there: so many groups of ranks that follow one another have it
+                all between them, alike. `rows` is of the ranks of one group then.
         """
         self._model, self._optimizer = rank.model, rank.optimizer
         self._comm, self._device = rank.comm, rank.device
         self._first = state.first_names(rank.model)
         self._rows = {self._first[name]: counts for name, counts in rows.items()}
         self._rest_is_common = rest_is_common
+        self._group = rank.comm.world_size // copies
+        """Ranks that have all of it between them; the first of them hand it out."""
+        self._place = rank.comm.rank % self._group
         self._forms: dict[str, Tensor] = {}
         """Shape and layout of parted tensors when they are whole, without content."""
 
@@ -60,7 +70,7 @@ class PartedState:
             self._forms[name] = full.to("meta")
             if not tensor.dim():
                 continue
-            own = slice(sum(counts[: self._comm.rank]), sum(counts[: self._comm.rank + 1]))
+            own = slice(sum(counts[: self._place]), sum(counts[: self._place + 1]))
             kept = self._optimizer.state.get(tensor, {})
             for key, value in kept.items():
                 if isinstance(value, Tensor) and value.shape == full.shape:
@@ -109,16 +119,15 @@ class PartedState:
             state.hand_over(
                 self._comm, mine if source == self._comm.rank else None, source, self._device
             )
-            for source in range(self._comm.world_size)
+            for source in range(self._group)
         ]
 
     def _packed(self, names: list[str]) -> state.Tensors:
         """This rank's rows of these tensors, with what its optimizer keeps for them."""
-        rank = self._comm.rank
         return {
             n: t
             for n, t in state.pack(self._model, self._optimizer).items()
-            if (o := _owner(n)) in names and self._rows[o][rank]
+            if (o := _owner(n)) in names and self._rows[o][self._place]
         }
 
     def _rest(self) -> state.Tensors:

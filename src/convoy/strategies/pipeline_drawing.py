@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from convoy.cost.layers import NetworkFacts
-from convoy.cost.schedule import Compute, Phase, Schedule, Transfer
+from convoy.cost.schedule import Collective, Compute, Phase, Schedule, Transfer
 from convoy.cost.simulate import Played
 from convoy.strategies.base import Problem
 from convoy.strategies.passes import Drawing, layers_or_whole
@@ -15,11 +15,47 @@ TARGET_BYTES = 8
 """Of one sample's class: an int64."""
 
 
-def draw_pipeline(
-    problem: Problem, stages: Sequence[Stage], micro_batches: int, kind: Kind
+def draw_pipelines(
+    problem: Problem,
+    stages: Sequence[Stage],
+    shares: Sequence[int],
+    micro_batches: int,
+    kind: Kind,
 ) -> Schedule:
-    """A full batch's step: every stage's passes in its order, each after what it is sent."""
-    return _Sketch(problem, stages, micro_batches, kind).draw()
+    """A full batch's step: every stage's passes in its order, each after what it is sent.
+
+    Args:
+        shares: samples of each pipeline, of which the first has the first ranks.
+        micro_batches: of each pipeline's share.
+    """
+    drawing, network = Drawing(), problem.network
+    last: list[tuple[int, ...]] = []
+    for number, share in enumerate(shares):
+        sizes = micro_batch_sizes(network, share, micro_batches)
+        sketch = _Sketch(problem, stages, sizes, kind, drawing, first_rank=number * len(stages))
+        last += sketch.draw()
+    for stage, part in enumerate(parameters_by_stage(network, stages)):
+        ranks = tuple(range(stage, len(last), len(stages)))
+        if len(ranks) > 1:
+            summed = Collective(
+                kind="all-reduce",
+                ranks=ranks,
+                payload_bytes=part * problem.element_bytes,
+                after=tuple(index for rank in ranks for index in last[rank]),
+            )
+            index = drawing.add(summed)
+            for rank in ranks:
+                last[rank] = (index,)
+        for rank in ranks:
+            update = Compute(
+                rank=rank,
+                phase="update",
+                samples=0,
+                part=part / max(1, network.num_parameters),
+                after=last[rank],
+            )
+            drawing.add(update)
+    return drawing.schedule()
 
 
 def idle_fraction(played: Played) -> float:
@@ -29,26 +65,33 @@ def idle_fraction(played: Played) -> float:
 
 
 class _Sketch:
-    """A step's schedule in the making."""
+    """A pipeline's passes in the making."""
 
     def __init__(
-        self, problem: Problem, stages: Sequence[Stage], micro_batches: int, kind: Kind
+        self,
+        problem: Problem,
+        stages: Sequence[Stage],
+        sizes: Sequence[int],
+        kind: Kind,
+        drawing: Drawing,
+        *,
+        first_rank: int,
     ) -> None:
-        self._problem, self._stages = problem, stages
-        self._sizes = micro_batch_sizes(problem.network, problem.batch_size, micro_batches)
-        number = len(self._sizes)
-        self._todo = [list(passes(kind, s, len(stages), number)) for s in range(len(stages))]
-        self._drawing = Drawing()
+        self._problem, self._stages, self._sizes = problem, stages, sizes
+        self._drawing, self._first_rank = drawing, first_rank
+        self._todo = [list(passes(kind, s, len(stages), len(sizes))) for s in range(len(stages))]
         self._last: list[tuple[int, ...]] = [() for _ in stages]
-        """What each rank did last."""
+        """What each stage did last."""
         self._arrived: dict[tuple[Phase, int, int], int] = {}
         """Transfers by pass, stage that they are for, and micro-batch."""
         self._sent: dict[tuple[int, int], int] = {}
-        """The last transfer from one rank to another: they go in a row."""
+        """The last transfer from one stage to another: they go in a row."""
 
-    def draw(self) -> Schedule:
-        drawing, batch, end = self._drawing, self._problem.batch_size, len(self._stages) - 1
-        self._last[0] = (drawing.add(Compute(rank=0, phase="load", samples=batch)),)
+    def draw(self) -> list[tuple[int, ...]]:
+        """What each stage did last, and what it sent."""
+        drawing, batch, end = self._drawing, sum(self._sizes), len(self._stages) - 1
+        load = Compute(rank=self._first_rank, phase="load", samples=batch)
+        self._last[0] = (drawing.add(load),)
         if end:
             self._arrived["forward", end, -1] = self._send(0, end, batch * TARGET_BYTES)
         while any(self._todo):
@@ -57,19 +100,12 @@ class _Sketch:
                     self._pass(stage, *todo.pop(0))
         if end:
             self._arrived["backward", 0, -1] = self._send(end, 0, self._problem.element_bytes)
-        for stage, part in enumerate(parameters_by_stage(self._problem.network, self._stages)):
+        ended = []
+        for stage, last in enumerate(self._last):
             gone = [sent for (source, _), sent in self._sent.items() if source == stage]
             came = [self._arrived["backward", 0, -1]] if end and stage == 0 else []
-            drawing.add(
-                Compute(
-                    rank=stage,
-                    phase="update",
-                    samples=0,
-                    part=part / max(1, self._problem.network.num_parameters),
-                    after=(*self._last[stage], *gone, *came),
-                )
-            )
-        return drawing.schedule()
+            ended.append((*last, *gone, *came))
+        return ended
 
     def _is_ready(self, stage: int, phase: Phase, batch: int) -> bool:
         """Whether what the pass needs of another stage has been drawn."""
@@ -91,7 +127,11 @@ class _Sketch:
             after += (self._arrived["forward", end, -1],)  # what it is to find out
         for layer in layers if phase == "forward" else reversed(layers):
             compute = Compute(
-                rank=stage, phase=phase, samples=self._sizes[batch], layer=layer, after=after
+                rank=self._first_rank + stage,
+                phase=phase,
+                samples=self._sizes[batch],
+                layer=layer,
+                after=after,
             )
             after = (self._drawing.add(compute),)
         self._last[stage] = after
@@ -104,9 +144,13 @@ class _Sketch:
     def _send(self, source: int, destination: int, size: int) -> int:
         before = self._sent.get((source, destination))
         after = self._last[source] + (() if before is None else (before,))
-        sent = self._drawing.add(
-            Transfer(source=source, destination=destination, payload_bytes=size, after=after)
+        transfer = Transfer(
+            source=self._first_rank + source,
+            destination=self._first_rank + destination,
+            payload_bytes=size,
+            after=after,
         )
+        sent = self._drawing.add(transfer)
         self._sent[source, destination] = sent
         return sent
 

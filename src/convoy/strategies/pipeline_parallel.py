@@ -16,6 +16,9 @@ computed: their number is planned too.
 `schedule` is the order of passes: `gpipe`, all forward passes first (as drawn), or `1f1b`, which
 begins with backward passes as soon as it can, and so keeps the maps of fewer micro-batches.
 
+Where there are more devices than stages pay for, several pipelines stand side by side, each with a
+share of the batch and the same cuts; gradients of a stage are summed over all that have it.
+
 A rank trains its own stage's parameters only. Every `snapshot_every` steps, and wherever a
 checkpoint or an evaluation is due, all ranks get the whole state: that is what the crew goes on
 from if one of them dies.
@@ -36,24 +39,34 @@ import torch
 from torch import Tensor
 
 from convoy.cost.schedule import Schedule
+from convoy.cost.simulate import simulate
 from convoy.errors import UnknownNameError, UsageError
 from convoy.strategies.base import Batch, PartingStrategy, Plan, Problem, Program, Rank
 from convoy.strategies.parted_state import PartedState, train_in_parts
 from convoy.strategies.passes import layers_or_whole
-from convoy.strategies.pipeline_drawing import draw_pipeline, parameters_by_stage
-from convoy.strategies.pipeline_stages import Stage, divide, micro_batch_sizes, passes
+from convoy.strategies.pipeline_drawing import draw_pipelines, parameters_by_stage
+from convoy.strategies.pipeline_stages import Stage, divisions, micro_batch_sizes, passes
 
 SCHEDULES = ("gpipe", "1f1b")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelinePlan(Plan):
-    """The whole batch on the first rank, and who has which layers."""
+    """Samples for the first rank of each pipeline, and who has which layers."""
 
     stages: tuple[Stage, ...]
-    """By rank."""
+    """S of them: rank r S + s has stage s of pipeline r."""
     micro_batches: int
-    """Of a full batch."""
+    """Of a pipeline's part of a full batch."""
+
+    @property
+    def pipelines(self) -> int:
+        """How many stand side by side."""
+        return len(self.shares) // len(self.stages)
+
+    def stage_of(self, rank: int) -> Stage:
+        """What a rank has."""
+        return self.stages[rank % len(self.stages)]
 
     @property
     def exact(self) -> bool:
@@ -63,12 +76,12 @@ class PipelinePlan(Plan):
 
     @property
     def divided(self) -> dict[str, tuple[int, ...]]:
-        """Whole layers: 1 for the rank that has it."""
+        """Whole layers: 1 for a rank that has it."""
         if len(self.stages) == 1:
             return {}
-        ranks = range(len(self.stages))
+        ranks = range(len(self.shares))
         return {
-            name: tuple(int(rank == own) for rank in ranks)
+            name: tuple(int(rank % len(self.stages) == own) for rank in ranks)
             for own, stage in enumerate(self.stages)
             for name in stage.layers
         }
@@ -77,7 +90,13 @@ class PipelinePlan(Plan):
     def portions(self) -> tuple[float, ...]:
         """Parts of the work, by multiply-adds."""
         total = sum(stage.work for stage in self.stages)
-        return tuple(stage.work / total for stage in self.stages) if total else super().portions
+        if not total:
+            return super().portions
+        size, count = self.problem.batch_size, len(self.stages)
+        return tuple(
+            self.shares[rank - rank % count] / size * self.stage_of(rank).work / total
+            for rank in range(len(self.shares))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +115,20 @@ class PipelineParallel(PartingStrategy):
         default="auto", metadata={"help": "into how many parts a batch is cut; auto: planned"}
     )
     """`auto`: as many as make the shortest step. Fewer where a step has fewer samples."""
+    pipelines: int | Literal["auto"] = field(
+        default="auto", metadata={"help": "at most so many pipelines side by side; auto: planned"}
+    )
+    """`auto`: as many as make the shortest step. All have as many stages, two or more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pipeline_schedule not in SCHEDULES:
             raise UnknownNameError("--pipeline-schedule", str(self.pipeline_schedule), SCHEDULES)
-        number = self.micro_batches
-        if number != "auto" and (type(number) is not int or number < 1):
-            raise UsageError(f"--micro-batches {number}: expected 1 or more, or auto")
+        for option in ("micro_batches", "pipelines"):
+            number = getattr(self, option)
+            if number != "auto" and (type(number) is not int or number < 1):
+                flag = "--" + option.replace("_", "-")
+                raise UsageError(f"{flag} {number}: expected 1 or more, or auto")
 
     def plan(self, problem: Problem) -> PipelinePlan:
         """Cut the network so that a step is short; ranks are in the order of their stages.
@@ -111,23 +136,38 @@ class PipelineParallel(PartingStrategy):
         Raises:
             UsageError: the network cannot be cut into so many stages.
         """
-        number = None if self.micro_batches == "auto" else self.micro_batches
-        ordered, stages, number = divide(problem, number)
-        return PipelinePlan(
-            problem=ordered,
-            shares=(problem.batch_size,) + (0,) * (len(stages) - 1),
-            stages=stages,
-            micro_batches=number,
-        )
+        asked = (None if n == "auto" else n for n in (self.micro_batches, self.pipelines))
+        plans = [
+            PipelinePlan(
+                problem=found.problem,
+                shares=tuple(
+                    share if stage == 0 else 0
+                    for share in found.shares
+                    for stage in range(len(found.stages))
+                ),
+                stages=found.stages,
+                micro_batches=found.micro_batches,
+            )
+            for found in divisions(problem, *asked)
+        ]
+        return plans[0] if len(plans) == 1 else min(plans, key=self._step_s)
+
+    def _step_s(self, plan: PipelinePlan) -> float:
+        world = plan.problem.world
+        assert world is not None  # else there is one plan only
+        picks = tuple(worker.index for worker in plan.problem.workers)
+        return simulate(self.schedule(plan, 0), world.seconds(picks), world.fabric(picks)).step_s
 
     def activations(self, plan: Plan) -> tuple[int, ...]:
         """A stage's maps of the micro-batches under way, and all that travels in a step."""
         assert isinstance(plan, PipelinePlan)
-        network, batch = plan.problem.network, plan.problem.batch_size
+        network, count = plan.problem.network, len(plan.stages)
         of = {layer.name: layer.activations for layer in layers_or_whole(network)}
-        sizes = micro_batch_sizes(network, batch, plan.micro_batches)
         held = []
-        for index, stage in enumerate(plan.stages):
+        for rank in range(len(plan.shares)):
+            index, stage = rank % count, plan.stage_of(rank)
+            batch = plan.shares[rank - index]
+            sizes = micro_batch_sizes(network, batch, plan.micro_batches)
             order = passes(self.pipeline_schedule, index, len(plan.stages), len(sizes))
             ahead = next(at for at, (phase, _) in enumerate(order) if phase == "backward")
             cuts = (plan.stages[index - 1].cut if index else None, stage.cut)
@@ -138,20 +178,23 @@ class PipelineParallel(PartingStrategy):
     def parameters(self, plan: Plan) -> tuple[int, ...]:
         """Those of each stage."""
         assert isinstance(plan, PipelinePlan)
-        return parameters_by_stage(plan.problem.network, plan.stages)
+        return parameters_by_stage(plan.problem.network, plan.stages) * plan.pipelines
 
     def schedule(self, plan: Plan, step: int) -> Schedule:
         """Each stage's passes in their order, and what goes between them."""
         del step  # every step is alike
         assert isinstance(plan, PipelinePlan)
-        return draw_pipeline(plan.problem, plan.stages, plan.micro_batches, self.pipeline_schedule)
+        shares = plan.shares[:: len(plan.stages)]
+        return draw_pipelines(
+            *(plan.problem, plan.stages, shares, plan.micro_batches, self.pipeline_schedule)
+        )
 
     def run(self, rank: Rank) -> Program:
         """Each rank computes its stage; the first has the images, the last finds the loss."""
         plan = rank.plan
         assert isinstance(plan, PipelinePlan)
         every = self.snapshot_every
-        if len(plan.stages) == 1:
+        if len(plan.shares) == 1:
 
             def step(batch: Batch) -> Tensor:
                 return _whole_step(rank, batch, plan.micro_batches)
@@ -161,8 +204,11 @@ class PipelineParallel(PartingStrategy):
         # It brings much of torch along, which takes seconds and only ranks want.
         from convoy.strategies.pipeline_stage import PipelineRank
 
-        with PipelineRank(rank, plan.stages, plan.micro_batches, self.pipeline_schedule) as own:
-            parted = PartedState(rank, own.rows)
+        shares = plan.shares[:: len(plan.stages)]
+        with PipelineRank(
+            *(rank, plan.stages, shares, plan.micro_batches, self.pipeline_schedule)
+        ) as own:
+            parted = PartedState(rank, own.rows, copies=plan.pipelines)
             yield from train_in_parts(rank, parted, own.step, snapshot_every=every)
 
 

@@ -12,7 +12,7 @@ the step begins, and waits where it needs it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -21,19 +21,43 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
-from convoy.comm import Comm
+from convoy.comm import Comm, Team
 from convoy.strategies.base import Batch, Rank
+from convoy.strategies.passes import BUCKET_BYTES
 from convoy.strategies.pipeline_stages import Kind, Stage, micro_batch_sizes
+from convoy.strategies.shares import cut
 from convoy.strategies.stage_module import StageModule, Wire, parts_of
 
 
 class PipelineRank:
     """What a rank of a pipeline of several stages does in each step, until it is left."""
 
-    def __init__(self, rank: Rank, stages: Sequence[Stage], micro_batches: int, kind: Kind) -> None:
+    def __init__(
+        self,
+        rank: Rank,
+        stages: Sequence[Stage],
+        shares: Sequence[int],
+        micro_batches: int,
+        kind: Kind,
+    ) -> None:
         self._rank, self._comm, self._kind = rank, rank.comm, kind
         self._network, self._micro_batches = rank.plan.problem.network, micro_batches
-        self._index, self._count = rank.comm.rank, len(stages)
+        self._shares, self._count = shares, len(stages)
+        self._pipeline, self._index = divmod(rank.comm.rank, len(stages))
+        self._first = self._pipeline * len(stages)
+        """The rank with this pipeline's first stage, and"""
+        self._last = self._first + len(stages) - 1
+        """that with its last."""
+        self._group: dist.ProcessGroup | None = None
+        self._replicas: Team | None = None
+        """Those that have the same stage as this rank."""
+        if len(shares) > 1:
+            ranks = range(len(shares) * len(stages))
+            pipelines = [tuple(ranks[i : i + len(stages)]) for i in ranks[:: len(stages)]]
+            self._group = self._comm.team(pipelines).group
+            self._replicas = self._comm.team(
+                [tuple(ranks[i :: len(stages)]) for i in ranks[: len(stages)]]
+            )
         cuts = [stage.cut for stage in stages if stage.cut]
         self._before, self._after = [None, *cuts][self._index], [*cuts, None][self._index]
         mixed = rank.plan.problem.mixed
@@ -57,39 +81,70 @@ class PipelineRank:
     def __exit__(self, *_: object) -> None:
         """Let go of what was to come: schedules and this refer to each other."""
         self._schedules.clear()
+        self._group = self._replicas = None
 
     @property
     def rows(self) -> Mapping[str, tuple[int, ...]]:
-        """How state is parted: each tensor is whole on the rank whose stage uses it."""
+        """How state is parted in a pipeline: a tensor is whole where the stage is that uses it."""
         state = self._rank.model.state_dict()
         size = {name: len(tensor) if tensor.dim() else 1 for name, tensor in state.items()}
         return {
-            name: tuple(size[name] if rank == user else 0 for rank in range(self._count))
+            name: tuple(size[name] if stage == user else 0 for stage in range(self._count))
             for name, user in self._users.items()
         }
 
     def step(self, batch: Batch) -> Tensor:
-        """Forward and backward pass; on the first rank and the last, the sum of the loss."""
-        comm, last = self._comm, self._count - 1
+        """Forward and backward pass; on a pipeline's first rank and last, the sum of the loss."""
         self._batch = batch
         self._loss_sum = torch.zeros((), dtype=next(self._rank.model.parameters()).dtype)
-        sizes = micro_batch_sizes(self._network, batch.step_samples, self._micro_batches)
+        samples = cut(batch.step_samples, self._shares)[self._pipeline]
+        if samples:
+            self._pass_through(batch, samples)
+        if self._replicas is not None:
+            self._sum_gradients(self._replicas)
+        self._comm.finish()
+        return self._loss_sum
+
+    def _pass_through(self, batch: Batch, samples: int) -> None:
+        """Both passes of this pipeline's samples."""
+        comm = self._comm
+        sizes = micro_batch_sizes(self._network, samples, self._micro_batches)
         if sizes not in self._schedules:
             self._schedules[sizes] = self._schedule(sizes, batch.inputs)
         schedule = self._schedules[sizes]
         if self._before is None:
-            comm.send_async(batch.targets.to("cpu"), last)
+            comm.send_async(batch.targets.to("cpu"), self._last)
             schedule.step(batch.inputs, return_outputs=False)
-            comm.receive(self._loss_sum, last)
+            comm.receive(self._loss_sum, self._last)
         elif self._after is not None:
             schedule.step(return_outputs=False)
         else:
-            targets = torch.empty(batch.step_samples, dtype=torch.int64)
-            comm.receive(targets, 0)
+            targets = torch.empty(samples, dtype=torch.int64)
+            comm.receive(targets, self._first)
             schedule.step(target=targets.to(self._rank.device), return_outputs=False)
-            comm.send_async(self._loss_sum, 0)
-        comm.finish()
-        return self._loss_sum
+            comm.send_async(self._loss_sum, self._first)
+
+    def _sum_gradients(self, replicas: Team) -> None:
+        """Of this stage, over all pipelines; one without samples has zeros.
+
+        What no pass uses travels with the first stage's, as `data` sends it, and changes nothing.
+        """
+        used = {
+            name: parameter
+            for name, parameter in self._rank.model.named_parameters()
+            if parameter.requires_grad and self._users.get(name, 0) == self._index
+        }
+        for bucket in _buckets(used):
+            gradients = {
+                name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                for name, parameter in bucket.items()
+            }
+            flat = torch.cat([gradient.flatten() for gradient in gradients.values()]).to("cpu")
+            replicas.all_reduce([flat])
+            parts = flat.split([gradient.numel() for gradient in gradients.values()])
+            for (name, gradient), part in zip(gradients.items(), parts, strict=True):
+                if name in self._users:
+                    used[name].grad = gradient.copy_(part.view_as(gradient))
 
     def _schedule(self, sizes: tuple[int, ...], images: Tensor) -> ScheduleGPipe | Schedule1F1B:
         """torch's schedule for micro-batches of these sizes, with what travels known already."""
@@ -106,6 +161,7 @@ class PipelineRank:
             device=torch.device("cpu"),  # that of what travels
             input_args=(comes,),
             output_args=(goes,),
+            group=self._group,
         )
         stage.joins(self._comm, sizes)
         in_turns = self._kind == "1f1b" and len(sizes) >= self._count
@@ -118,6 +174,18 @@ class PipelineRank:
         loss = self._rank.loss(nn.Identity(), part)
         self._loss_sum += loss.detach().to(self._loss_sum)
         return loss / self._batch.step_samples
+
+
+def _buckets(parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, nn.Parameter]]:
+    """Some at a time, of about `BUCKET_BYTES`."""
+    bucket: dict[str, nn.Parameter] = {}
+    for name, parameter in parameters.items():
+        bucket[name] = parameter
+        if sum(held.nbytes for held in bucket.values()) >= BUCKET_BYTES:
+            yield bucket
+            bucket = {}
+    if bucket:
+        yield bucket
 
 
 class _Stage(PipelineStage):

@@ -13,9 +13,10 @@ from convoy.cost.layers import LayerSize, NetworkFacts
 from convoy.cost.schedule import Compute, Phase
 from convoy.cost.world import World
 from convoy.errors import UsageError
-from convoy.strategies.base import Problem
+from convoy.strategies.base import Problem, Worker
 from convoy.strategies.passes import layers_or_whole
 from convoy.strategies.pipeline_partition import Array, Costs, Partition, best_partition
+from convoy.strategies.shares import share_of_each
 
 Kind = Literal["gpipe", "1f1b"]
 
@@ -28,7 +29,7 @@ MOST = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Consecutive layers that one rank has: the first stage rank 0, and so on."""
+    """Consecutive layers that one rank has: of a pipeline's, the first stage the first."""
 
     layers: tuple[str, ...]
     """By name, in order of execution."""
@@ -38,32 +39,108 @@ class Stage:
     """Where the next stage begins; None after the last."""
 
 
-def divide(problem: Problem, micro_batches: int | None) -> tuple[Problem, tuple[Stage, ...], int]:
-    """Stages for all workers, and the number of micro-batches: as given, or the best.
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """Pipelines side by side, cut at the same places: rank r S + s has stage s of pipeline r."""
 
-    Returns:
-        The problem with its workers in the order of their stages; the stages; how many
-        micro-batches a full batch has.
+    problem: Problem
+    """With its workers in the order of their ranks."""
+    stages: tuple[Stage, ...]
+    """Of each pipeline, S of them."""
+    shares: tuple[int, ...]
+    """Samples of a full batch, by pipeline."""
+    micro_batches: int
+    """Of each pipeline's share."""
+
+
+def divisions(
+    problem: Problem, micro_batches: int | None, pipelines: int | None
+) -> Iterator[Division]:
+    """For every number of pipelines that all workers can form, or the one given, the best cuts.
+
+    Args:
+        micro_batches: so many; None for as many as are best.
+        pipelines: at most so many, as many as can be; None for every number. Where nothing was
+            measured, the least.
 
     Raises:
         UsageError: the network cannot be cut, or not into so many stages.
     """
-    count, network = len(problem.workers), problem.network
-    layers, places = layers_or_whole(network), _places(network, count)
-    given = micro_batches and min(micro_batches, most_micro_batches(network, problem.batch_size))
-    if count == 1:
-        return problem, (_stage(layers, None),), given or 1
-    counts = [given] if given else _candidates(problem)
-    found = [(_partition(problem, places, number), number) for number in counts]
+    for number in _numbers(problem, pipelines):
+        yield _division(problem, micro_batches, number)
+        if problem.world is None:
+            return
+
+
+def _division(problem: Problem, micro_batches: int | None, pipelines: int) -> Division:
+    network, stages_each = problem.network, len(problem.workers) // pipelines
+    layers, places = layers_or_whole(network), network.cuts.places
+    teams, shares = teams_of(problem, pipelines)
+    parts = [
+        replace(problem, workers=team, batch_size=share)
+        for team, share in zip(teams, shares, strict=True)
+    ]
+    fewest = min(shares)
+    given = micro_batches and min(micro_batches, most_micro_batches(network, fewest))
+    if stages_each == 1:
+        return Division(
+            problem=problem,
+            stages=(_stage(layers, None),),
+            shares=shares,
+            micro_batches=given or 1,
+        )
+    counts = [given] if given else _candidates(problem, stages_each, fewest)
+    found = [(_partition(parts, places, number), number) for number in counts]
     partition, number = min(found, key=lambda pair: pair[0].seconds)
-    ordered = tuple(problem.workers[device] for device in partition.devices)
     starts = (0, *(places[end - 1].layers for end in partition.ends[:-1]))
     cuts = [*(places[end - 1] for end in partition.ends[:-1]), None]
-    stages = tuple(
-        _stage(layers[first : cut.layers if cut else None], cut)
-        for first, cut in zip(starts, cuts, strict=True)
+    return Division(
+        problem=replace(
+            problem, workers=tuple(team[place] for team in teams for place in partition.devices)
+        ),
+        stages=tuple(
+            _stage(layers[first : cut.layers if cut else None], cut)
+            for first, cut in zip(starts, cuts, strict=True)
+        ),
+        shares=shares,
+        micro_batches=number,
     )
-    return replace(problem, workers=ordered), stages, number
+
+
+def teams_of(problem: Problem, pipelines: int) -> tuple[list[tuple[Worker, ...]], tuple[int, ...]]:
+    """Workers by pipeline, as equally fast as can be, and each pipeline's samples of a batch.
+
+    The fastest begin a pipeline each, the next fastest join them in the reverse order, and so on:
+    those in the same place have about the same speed, as their stages are the same.
+
+    Raises:
+        UsageError: there are fewer samples than pipelines.
+    """
+    if pipelines == 1:
+        return [problem.workers], (problem.batch_size,)
+    speeds = _speeds(problem, max(1, problem.batch_size // pipelines))
+    order = sorted(range(len(speeds)), key=lambda i: -speeds[i])
+    tiers = [order[first : first + pipelines] for first in range(0, len(order), pipelines)]
+    teams = list(zip(*(tier[::-1] if n % 2 else tier for n, tier in enumerate(tiers)), strict=True))
+    shares = share_of_each(problem.batch_size, [sum(speeds[i] for i in team) for team in teams])
+    return [tuple(problem.workers[i] for i in team) for team in teams], tuple(shares)
+
+
+def _speeds(problem: Problem, samples: int) -> list[float]:
+    """Of each worker, relative to the others."""
+    if problem.world is None:
+        return [worker.weight for worker in problem.workers]
+    seconds = problem.world.seconds([worker.index for worker in problem.workers])
+    phases: tuple[Phase, ...] = ("forward", "backward")
+    return [
+        1
+        / sum(
+            seconds(Compute(rank=rank, phase=phase, samples=samples, layer=layer.name))
+            for layer in layers_or_whole(problem.network)
+            for phase in phases
+        )
+        for rank in range(len(problem.workers))
+    ]
 
 
 def micro_batch_sizes(network: NetworkFacts, samples: int, micro_batches: int) -> tuple[int, ...]:
@@ -97,20 +174,27 @@ def passes(kind: Kind, stage: int, stages: int, number: int) -> Iterator[tuple[P
             yield "forward", ahead + done
 
 
-def _places(network: NetworkFacts, count: int) -> tuple[Cut, ...]:
-    if count > 1 and not network.cuts.places:
+def _numbers(problem: Problem, given: int | None) -> list[int]:
+    """How many pipelines side by side there can be."""
+    count, places = len(problem.workers), problem.network.cuts.places
+    if count > 1 and not places:
         raise UsageError(
             "this network cannot be cut into the stages of a pipeline: "
-            f"{network.cuts.reason}. Use --strategy data, or single"
+            f"{problem.network.cuts.reason}. Use --strategy data, or single"
         )
-    if count > len(network.cuts.places) + 1:
-        most = len(network.cuts.places) + 1
+    most = len(places) + 1
+    numbers = [n for n in range(1, count) if count % n == 0] or [1]
+    if given is not None:
+        numbers = [max(n for n in numbers if n <= given)]
+    possible = [number for number in numbers if count // number <= most]
+    if not possible:
+        side_by_side = f" in {numbers[0]} pipelines" if numbers[0] > 1 else ""
         raise UsageError(
-            f"{count} devices cannot each have a stage of this network: it can be cut into "
-            f"{most} at most, where a single tensor of maps is alive. Use at most {most} devices, "
-            "or --strategy data"
+            f"{count} devices{side_by_side} cannot each have a stage of this network: it can be "
+            f"cut into {most} at most, where a single tensor of maps is alive. Use at most {most} "
+            "devices for each pipeline, or --strategy data"
         )
-    return network.cuts.places
+    return possible
 
 
 def _stage(layers: Sequence[LayerSize], cut: Cut | None) -> Stage:
@@ -123,19 +207,31 @@ def _work(layer: LayerSize) -> float:
     return layer.macs + layer.activations
 
 
-def _candidates(problem: Problem) -> list[int]:
+def _candidates(problem: Problem, stages: int, samples: int) -> list[int]:
     """Numbers of micro-batches to look at."""
-    most = min(MOST, most_micro_batches(problem.network, problem.batch_size))
+    most = min(MOST, most_micro_batches(problem.network, samples))
     if problem.world is None:
-        return [min(most, BY_STAGE * len(problem.workers))]
+        return [min(most, BY_STAGE * stages)]
     return sorted({*(2**i for i in range(most.bit_length())), most})
 
 
-def _partition(problem: Problem, places: Sequence[Cut], number: int) -> Partition:
-    samples = micro_batch_sizes(problem.network, problem.batch_size, number)[0]
-    if problem.world is None:  # whoever is there, in their order
-        return best_partition(_costs_by_weight(problem, places), number, in_order=True)
-    return best_partition(_measured_costs(problem, problem.world, places, samples), number)
+def _partition(parts: Sequence[Problem], places: Sequence[Cut], number: int) -> Partition:
+    """Of pipelines side by side: every stage and link is as slow as the slowest in its place."""
+    costs = []
+    for part in parts:
+        samples = micro_batch_sizes(part.network, part.batch_size, number)[0]
+        if part.world is None:
+            costs.append(_costs_by_weight(part, places))
+        else:
+            costs.append(_measured_costs(part, part.world, places, samples))
+    slowest = Costs(
+        **{
+            name: numpy.maximum.reduce([getattr(cost, name) for cost in costs])
+            for name in ("stages", "one_way", "both_ways", "first")
+        }
+    )
+    # where nothing is known, whoever is there, in their order
+    return best_partition(slowest, number, in_order=parts[0].world is None)
 
 
 def _costs_by_weight(problem: Problem, places: Sequence[Cut]) -> Costs:
