@@ -37,13 +37,13 @@ def write(name: str, rows: Sequence[dict[str, Any]], *, about: str) -> None:
     }
     document = {"about": about, **facts, "rows": list(rows)}
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-    columns = list(rows[0])
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [f"# {name}", "", about, ""]
     lines += [
         f"`{facts['command']}`, {facts['date']}, {facts['processor']}, {facts['cores']} cores"
     ]
     lines += ["", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(shown(row[c]) for c in columns) + " |" for row in rows]
+    lines += ["| " + " | ".join(shown(row.get(c, "")) for c in columns) + " |" for row in rows]
     text = "\n".join(lines) + "\n"
     (RESULTS / f"{name}.md").write_text(text)
     print(text)

@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,20 @@ def cluster_file(cores: tuple[float, ...], bandwidth: str) -> str:
 
 
 def compare(
-    machines: lab.Lab, cluster: Path, network: str, repeats: int, folder: Path
+    machines: lab.Lab,
+    cluster: Path,
+    network: str,
+    repeats: int,
+    folder: Path,
+    *,
+    strategies: Sequence[str] = ("single", "data", "averaging"),
+    more: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What `convoy compare --json` says, run on the cluster's first machine."""
     batch_size, data = NETWORKS[network]
     command = [sys.executable, "-m", "convoy", "compare", "--network", network, "--data", data]
     command += ["--batch-size", str(batch_size), "--cluster", str(cluster), "--json"]
-    command += ["--strategies", "single,data,averaging", "--equal", "--each-single"]
+    command += ["--strategies", ",".join(strategies), *more]
     command += ["--repeats", str(repeats), "--lr", "0.0001", "--out", str(folder)]
     environment = machines.environment() | {"XDG_CACHE_HOME": str(folder) + "-cache"}
     first = next(iter(machines.addresses))
@@ -137,7 +145,10 @@ def main() -> None:
             cluster.write_text(text)
             for network in options.network or NETWORKS:
                 out = Path(folder) / network.replace(":", "-")
-                found = compare(machines, cluster, network, options.repeats, out)
+                found = compare(
+                    *(machines, cluster, network, options.repeats, out),
+                    more=("--equal", "--each-single"),
+                )
                 rows = [row for row in rows if (row["cluster"], row["network"]) != (name, network)]
                 rows += [
                     {

@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from torch import nn
 
 import narrow
@@ -52,7 +53,7 @@ class Way:
     machines: int
     """So many of them, from the first."""
     strategy: str
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     equal: bool = False
     """Whether it is planned as if machines were alike."""
 
@@ -64,7 +65,7 @@ class Way:
 ALONE = Way(machines=1, strategy="single")
 
 
-def filters(*counts: int, **options: str) -> tuple[Way, ...]:
+def filters(*counts: int, **options: Any) -> tuple[Way, ...]:
     """So many with `filter`."""
     return tuple(Way(machines=count, strategy="filter", options=options) for count in counts)
 
@@ -90,7 +91,7 @@ HYBRID = (
     Way(machines=4, strategy="hybrid", options={"exchange": "gather"}),
 )
 ALEXNET = {"network": "narrow:alexnet", "batch_size": 256, "images": narrow.IMAGES, "ways": HYBRID}
-EIGHT = {"micro_batches": "8"}
+EIGHT: dict[str, Any] = {"micro_batches": 8}
 PIPELINE = (
     ALONE,
     Way(machines=2, strategy="pipeline", options=EIGHT, equal=True),
@@ -119,7 +120,7 @@ CASES = {
         Case(**ALEXNET),  # type: ignore[arg-type]
         Case(**ALEXNET, bandwidth="100 Mbit/s"),  # type: ignore[arg-type]
         Case(network="vgg16", batch_size=32, **TWO),  # type: ignore[arg-type]
-        Case(network="resnet18", batch_size=64, images=(3, 64, 64), **TWO),  # type: ignore[arg-type]
+        Case(network="resnet18", batch_size=32, **TWO),  # type: ignore[arg-type]
     )
 }
 
@@ -258,12 +259,37 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return figures
 
 
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Each way's speed beside its case's first, as measured and as predicted."""
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        cases.setdefault(row["case"], []).append(row)
+    heights = [len(found) for found in cases.values()]
+    figure = Figure(figsize=(9, 0.9 * len(cases) + 0.26 * sum(heights)), layout="constrained")
+    panels = figure.subplots(len(cases), 1, squeeze=False, height_ratios=[h + 2 for h in heights])
+    for axes, (case, found) in zip(panels[:, 0], cases.items(), strict=True):
+        places = range(len(found))
+        first = found[0]
+        speeds = [first["step ms"] / row["step ms"] for row in found]
+        foreseen = [first["predicted ms"] / row["predicted ms"] for row in found]
+        axes.barh(places, speeds, height=0.6, color="#4477aa", label="measured")
+        axes.plot(foreseen, places, "|", color="black", markersize=11, label="predicted")
+        axes.set_yticks(places, [f"{row['machines']}: {row['way']}" for row in found], fontsize=8)
+        axes.invert_yaxis()
+        axes.set_title(case, fontsize=9, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1, 0].set_xlabel("times as fast as the case's first way (machines: way)")
+    panels[0, 0].legend(fontsize=8, loc="upper right")
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     """Go through the cases."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", choices=list(CASES))
     parser.add_argument("--steps", type=int, default=12, help="that are timed, of each run")
     parser.add_argument("--summary", action="store_true", help="only of the rows that are there")
+    parser.add_argument("--picture", type=Path, help="draw the rows there")
     options = parser.parse_args()
     paths = [str(Path(__file__).parent.resolve()), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # `narrow`, for all machines
@@ -273,6 +299,8 @@ def main() -> None:
         rows = [row for row in rows if row["case"] != name] + study(CASES[name], options.steps)
         write("split_networks", rows, about="Step times in the lab, measured and predicted.")
     write("split_networks_summary", summary(rows), about="What `split_networks` comes to.")
+    if options.picture:
+        draw(rows, options.picture)
 
 
 if __name__ == "__main__":

@@ -147,6 +147,12 @@ def test_the_time_since_the_last_asynchronous_verb_is_blocked(
     comm.settle()
     comm.settle()
     assert comm.take() == Traffic(sent_bytes=16, blocked_s=0.5)
+
+    comm.all_reduce_async(torch.zeros(2))
+    comm.count_sum((0, 1), 0, 0.25)  # another verb, meanwhile
+    now = 104.0
+    comm.settle()
+    assert comm.take() == Traffic(sent_bytes=8, blocked_s=0.5)
     comm.all_reduce_async(torch.zeros(2))
     comm.take()
     now = 110.0

@@ -67,6 +67,8 @@ class Comm:
         self._direct_bytes = 0
         self._blocked_s = 0.0
         self._last_issue_s: float | None = None
+        self._blocked_before_s = 0.0
+        """Of `_blocked_s`, what was before that."""
         self._under_way: list[tuple[dist.Work, Tensor]] = []
         """What is being sent: a tensor has to live until it is."""
         if world_size > 1:
@@ -101,7 +103,7 @@ class Comm:
             return alone
         self._reduced[tuple(range(self.world_size))] += tensor.nbytes
         work = dist.all_reduce(tensor, async_op=True)
-        self._last_issue_s = time.perf_counter()
+        self._last_issue_s, self._blocked_before_s = time.perf_counter(), self._blocked_s
         future: torch.futures.Future[list[Tensor]] = work.get_future()
         return future.then(lambda done: done.value()[0])
 
@@ -127,10 +129,12 @@ class Comm:
     def settle(self) -> None:
         """Count the time since the last asynchronous verb was issued as blocked.
 
-        Until that moment the rank was computing; from it on, it could only wait.
+        Until that moment the rank was computing; from it on, it could only wait. What other verbs
+        have counted since is part of that time.
         """
         if self._last_issue_s is not None:
-            self._blocked_s += time.perf_counter() - self._last_issue_s
+            since = time.perf_counter() - self._last_issue_s
+            self._blocked_s = max(self._blocked_s, self._blocked_before_s + since)
             self._last_issue_s = None
 
     def broadcast(self, tensor: Tensor, source: int) -> None:

@@ -51,7 +51,7 @@ def test_measure_plan_train_compare(program: Callable[..., Program], tmp_path: P
     assert len(singles) == 2
     assert [m["samples"] for m in rows["data equal"]["machines"]] == [16, 16]
     for row in rows.values():
-        assert len(row["measured_each_s"]) == 2
+        assert len(row["measured_each_s"]) == 1
         assert row["error"] == pytest.approx(row["predicted_step_s"] / row["measured_step_s"] - 1)
         assert row["time_to_target_s"] > 0
     # the same start, the same samples, the same mathematics
@@ -59,4 +59,4 @@ def test_measure_plan_train_compare(program: Callable[..., Program], tmp_path: P
     # what was foreseen to travel, has
     assert rows["data"]["sent_bytes_per_step"] == rows["data"]["predicted_sent_bytes_per_step"]
     assert (tmp_path / "compared" / "comparison.png").stat().st_size > 10_000
-    assert json.loads((tmp_path / "compared" / "comparison.json").read_text())["repeats"] == 2
+    assert json.loads((tmp_path / "compared" / "comparison.json").read_text())["repeats"] == 1

@@ -57,7 +57,7 @@ if __name__ == "__main__":
         result = convoy.train(NETWORK, out="run", observer=watch, profile="profile.json", **run)
         comparison = convoy.compare(
             NETWORK,
-            **{"data": DATA, "repeats": 2, "equal": True, "each_single": True, "out": "compared"},
+            **{"data": DATA, "repeats": 1, "equal": True, "each_single": True, "out": "compared"},
             **{"target_accuracy": 0.01, "steps": 16, "lr": 0.01, "observer": watch, **OPTIONS},
         )
     assert result is not None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from convoy.cost.curve import Curve
 from convoy.runtime.formation import Job
 from convoy.runtime.settings import TrainSettings
-from convoy.runtime.survey import _spread, identity, ladder, layer_sizes
+from convoy.runtime.survey import _spread, alone_size, identity, ladder, layer_sizes
 from convoy.runtime.surveyor import Steps
 from convoy.strategies import make_strategy
 
@@ -62,6 +62,21 @@ def test_layers_times_sum_to_the_networks_at_every_batch_size() -> None:
     assert (conv["backward_s"][3], fc["backward_s"][3]) == (4.0, 12.0)
     for parts in (conv, fc):
         Curve(steps.samples, parts["forward_s"])
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(64, 16), (16, 16), (15, 4), (1, 1), (0.5, 1)],  # 64 would take 3.2 s
+)
+def test_a_device_is_timed_alone_with_about_its_share(share: float, expected: int) -> None:
+    sizes = (1, 4, 16, 64)
+    steps = Steps(
+        samples=sizes,
+        seconds={"load": (0.0,) * 4, "forward": tuple(0.05 * size for size in sizes)},
+        replica_s=(0.0,) * 4,
+        variation=(1.0,),
+    )
+    assert alone_size(steps, share) == expected
 
 
 def test_what_a_profile_has_to_be_of() -> None:

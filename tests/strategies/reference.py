@@ -82,7 +82,9 @@ def train_alone(job: Job, num_steps: int | None = None) -> Tensors:
         if step == num_steps:
             break
         optimizer.zero_grad()
-        F.cross_entropy(network(inputs), targets).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=job.settings.precision == "bf16"):
+            loss = F.cross_entropy(network(inputs), targets)
+        loss.backward()
         optimizer.step()
     return state_of(network, optimizer)
 

@@ -33,6 +33,18 @@ def plain() -> nn.Module:
     )
 
 
+def three_dense() -> nn.Module:
+    """Dense layers of which `hybrid` splits two among three ranks and one among two."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(36, 12),
+        nn.Tanh(),
+        nn.Linear(12, 10),
+        nn.Tanh(),
+        nn.Linear(10, 3),
+    )
+
+
 def normalised() -> nn.Module:
     """Batch normalisation after convolutions and between dense layers, with a cumulative one.
 

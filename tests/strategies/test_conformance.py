@@ -136,6 +136,18 @@ def test_unequal_ranks_are_one_machine(crew: Crew, row: Row, network: str, optim
         assert_equal(report.state, expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("row", [row for row in ROWS if row.exact_with == {}], ids=str)
+def test_mixed_precision_is_near_one_machine_s(crew: Crew, row: Row) -> None:
+    """Ranks round other sums to bfloat16: that is little beside what training has changed."""
+    job = job_for("plain", row.strategy, row.options, precision="bf16", steps=3)
+    part, expected = first_part(job), train_alone(job)
+    for report in crew.run(job, WEIGHTS, part):
+        for name, first in part.tensors.items():
+            learnt = float((expected[name] - first).abs().max())
+            off = float((report.state[name] - expected[name]).abs().max())
+            assert off < 0.1 * learnt, name
+
+
 @every_row
 def test_ranks_agree_and_see_every_sample_once(crew: Crew, row: Row) -> None:
     job = job_for("image_normalised", row.strategy, row.options, steps=6)

@@ -241,3 +241,19 @@ def test_a_layer_with_two_names(crew: Crew) -> None:
     expected = train_alone(job)
     for report in crew.run(job, WEIGHTS, first_part(job)):
         assert_equal(report.state, expected, atol=1e-9)
+
+
+def test_other_layers_are_split_when_a_rank_is_lost(crew: Crew) -> None:
+    job = job_for("three_dense", "hybrid", {"snapshot_every": 2}, optimizer="adam")
+    plans = [plan_of(job, weights) for weights in (WEIGHTS, WEIGHTS[:2])]
+    assert [list(plan.divided) for plan in plans] == [["1", "3"], ["1"]]
+    crew.build(job)
+    halt = Halt(rank=2, place="record", step=4)
+    formed = crew.form(plans[0], parts={0: first_part(job)}, halt=halt)
+    formed.await_halt()
+    formed.kill(2)
+    first, second = formed.reports()
+    assert (first.outcome.step, second.outcome.step) == (4, None)
+    for report in crew.form(plans[1], first_step=4).reports():
+        assert (report.outcome.kind, report.outcome.step) == ("finished", 7)
+        assert_equal(report.state, train_alone(job), atol=1e-9)

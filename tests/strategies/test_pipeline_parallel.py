@@ -21,6 +21,7 @@ from convoy.cost.schedule import Collective, Compute, Transfer, in_a_row, sent_b
 from convoy.cost.simulate import simulate
 from convoy.cost.world import World
 from convoy.errors import UsageError
+from convoy.planner import Task, predict
 from convoy.strategies import Problem, Worker, make_strategy
 from convoy.strategies.pipeline_drawing import idle_fraction
 from convoy.strategies.pipeline_parallel import PipelineParallel
@@ -125,26 +126,63 @@ def test_slow_devices_get_few_layers_and_keep_their_places() -> None:
 
 def test_pipelines_side_by_side_are_equally_fast() -> None:
     """The fastest with the slowest; those in the same place have the same stage."""
-    plan = PipelineParallel(pipelines=2).plan(problem(chain(9), (1, 2, 5, 4)))
-    assert [worker.index for worker in plan.problem.workers] == [2, 0, 3, 1]
-    assert plan.shares == (4, 0, 4, 0)
-    assert [len(stage.layers) for stage in plan.stages] == [8, 1]  # at 4 and 1, the slowest there
+    two = PipelineParallel(pipelines=2)
+    plan = two.plan(measured(chain(9), (0.1, 0.2, 0.5, 0.4)))
+    teams = {frozenset(w.index for w in plan.problem.workers[i : i + 2]) for i in (0, 2)}
+    assert teams == {frozenset({2, 0}), frozenset({3, 1})}
+    assert sorted(plan.shares) == [0, 0, 32, 32]
+    fast = {worker.index: plan.stage_of(r) for r, worker in enumerate(plan.problem.workers)}
+    assert fast[2] == fast[3] != fast[0] == fast[1]
     assert plan.pipelines == 2
-    assert plan.divided["l8"] == (0, 1, 0, 1)
-    assert plan.portions == pytest.approx((4 / 9, 1 / 18) * 2)
-    unlike = PipelineParallel(pipelines=2).plan(problem(chain(4), (5, 1, 1, 1)))
-    assert unlike.shares == (6, 0, 2, 0)
+    assert plan.divided["l8"] in {(0, 1, 0, 1), (1, 0, 1, 0)}
+    assert sum(plan.portions) == pytest.approx(1)
+
+
+def test_pipelines_of_ranks_of_which_nothing_is_known_are_as_they_come() -> None:
+    plan = PipelineParallel(pipelines=2).plan(problem(chain(9), (5, 4, 2, 1)))
+    assert [worker.index for worker in plan.problem.workers] == [0, 1, 2, 3]
+    assert plan.shares == (6, 0, 2, 0)
+    assert [len(stage.layers) for stage in plan.stages] == [6, 3]  # 6 at 2, or 3 at 1
+
+
+def test_pipelines_stay_within_hosts_if_links_are_slow() -> None:
+    """Two devices on each of two hosts."""
+    apart = measured(chain(8, crossing=10**6), (1.0,) * 4)
+    assert apart.world is not None
+    devices = tuple(replace(d, host=i % 2) for i, d in enumerate(apart.world.devices))
+    links = {(0, 0): 1e12, (1, 1): 1e12, (0, 1): 1e9, (1, 0): 1e9}
+    world = replace(apart.world, devices=devices, bandwidths=links)
+    plan = PipelineParallel(pipelines=2).plan(replace(apart, world=world))
+    assert [worker.index % 2 for worker in plan.problem.workers] in ([0, 0, 1, 1], [1, 1, 0, 0])
 
 
 def test_gradients_of_a_stage_are_summed_over_pipelines() -> None:
     strategy = PipelineParallel(pipelines=2, micro_batches=2)
     schedule = strategy.schedule(strategy.plan(problem(chain(3), (1, 2, 1, 2))), 0)
     sums = [o for o in schedule if isinstance(o, Collective)]
-    assert [(o.ranks, o.payload_bytes) for o in sums] == [((0, 2), 40 * 4), ((1, 3), 20 * 4)]
+    assert [(o.ranks, o.payload_bytes) for o in sums] == [((0, 2), 20 * 4), ((1, 3), 40 * 4)]
     pairs = {(o.source, o.destination) for o in schedule if isinstance(o, Transfer)}
     assert pairs == {(0, 1), (1, 0), (2, 3), (3, 2)}
     updates = [o for o in schedule if isinstance(o, Compute) and o.phase == "update"]
     assert sorted(o.rank for o in updates) == [0, 1, 2, 3]
+
+
+def test_sums_travel_among_those_that_have_the_stage() -> None:
+    """Two of two stages, 2,000 parameters in each, and nothing to speak of in between."""
+    network = chain(2, crossing=1)
+    layers = tuple(replace(layer, parameters=(2000,)) for layer in network.layers)
+    network = replace(network, layers=layers, num_parameters=4000)
+    case = measured(network, (1.0,) * 4)
+    assert case.world is not None
+    task = Task(network=network, batch_size=64)
+    strategy = PipelineParallel(pipelines=2, micro_batches=1)
+    found = predict(case.world, task, strategy, range(4), draws=0)
+    assert found.plan is not None
+    assert found.link_bytes is not None
+    ranks = [worker.index for worker in found.plan.problem.workers]
+    pairs = [(ranks[0], ranks[2]), (ranks[1], ranks[3])]
+    large = {link for link, size in found.link_bytes.items() if size >= 8000}
+    assert large == {f"m{a} -> m{b}" for pair in pairs for a, b in (pair, pair[::-1])}
 
 
 def test_more_pipelines_where_more_stages_do_not_pay() -> None:
@@ -154,7 +192,7 @@ def test_more_pipelines_where_more_stages_do_not_pay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "devices", "found"), [(3, 4, 2), (4, 4, 2), (2, 3, 1), (9, 6, 3)]
+    ("given", "devices", "found"), [(3, 4, 2), (4, 4, 2), (2, 3, 1), (9, 6, 3), (9, 20, 5)]
 )
 def test_as_many_pipelines_as_can_be(given: int, devices: int, found: int) -> None:
     plan = PipelineParallel(pipelines=given).plan(problem(chain(9), (1,) * devices))
@@ -423,4 +461,11 @@ def test_batches_normalised_in_parts_are_not_one_machines() -> None:
     with_norm = replace(chain(4), batch_norm_channels=(8,))
     assert PipelineParallel(micro_batches=4).plan(problem(chain(4))).exact
     assert not PipelineParallel(micro_batches=4).plan(problem(with_norm)).exact
-    assert PipelineParallel(micro_batches=1).plan(problem(with_norm)).exact
+    for asked in ({"micro_batches": 1}, {}, {"pipelines": 2}):  # the others plan so
+        plan = PipelineParallel(**asked).plan(problem(with_norm, (1,) * 4))  # type: ignore[arg-type]
+        assert plan.exact
+        assert (plan.micro_batches, plan.pipelines) == (1, 1)
+
+
+def test_fewer_samples_than_pipelines() -> None:
+    assert PipelineParallel(pipelines=3).plan(problem(chain(9), (1,) * 6, 2)).pipelines == 2

@@ -211,6 +211,7 @@ def load(path: Path) -> Profile:
     """
     from pydantic import TypeAdapter, ValidationError
 
+    again = "Measure again: convoy measure --out PROFILE"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -219,13 +220,13 @@ def load(path: Path) -> Profile:
             f"{path}"
         ) from None
     except ValueError as error:
-        raise ProfileError(f"{path} is not JSON: {error}") from None
+        raise ProfileError(f"{path} is not JSON: {error}. {again}") from None
     if not isinstance(content, dict) or "version" not in content:
-        raise ProfileError(f"{path} is not a profile: it has no version")
+        raise ProfileError(f"{path} is not a profile: it has no version. {again}")
     if content["version"] != VERSION:
         raise ProfileError(
             f"{path} is a profile of version {content['version']}, and this Convoy reads "
-            f"{VERSION}: measure again"
+            f"{VERSION}. {again}"
         )
     try:
         return TypeAdapter(Profile).validate_python(content)

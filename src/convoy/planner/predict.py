@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from convoy.cost.layers import NetworkFacts
 from convoy.cost.memory import OPTIMIZER_STATES, peak_bytes
-from convoy.cost.schedule import Exchange, Schedule, Transfer, in_a_row, sent_by_rank
+from convoy.cost.schedule import (
+    Collective,
+    Exchange,
+    Operation,
+    Schedule,
+    Transfer,
+    in_a_row,
+    sent_by_rank,
+)
 from convoy.cost.simulate import Played, simulate
 from convoy.cost.world import World
 from convoy.errors import UsageError
@@ -198,11 +207,15 @@ def _link_bytes(
     """Bytes per step between machines; a rank of a ring sends to the next one."""
     transfers = [operation for operation in schedule if isinstance(operation, Transfer)]
     exchanges = [operation for operation in schedule if isinstance(operation, Exchange)]
-    others = tuple(o for o in schedule if not isinstance(o, Transfer | Exchange))
-    sent: list[tuple[int, int, float]] = [
-        (rank, (rank + 1) % len(picks), size)
-        for rank, size in enumerate(sent_by_rank(others, len(picks)))
-    ]
+    sums: dict[tuple[int, ...], list[Operation]] = defaultdict(list)
+    for operation in schedule:
+        if isinstance(operation, Collective):
+            sums[operation.ranks].append(operation)
+    sent: list[tuple[int, int, float]] = []
+    for ranks, operations in sums.items():
+        sizes = sent_by_rank(operations, len(picks))
+        rings = zip(ranks, (*ranks[1:], ranks[0]), strict=True)
+        sent += [(rank, after, sizes[rank]) for rank, after in rings]
     sent += [(t.source, t.destination, t.payload_bytes) for t in transfers]
     sent += [  # to all others alike
         (rank, to, size / (len(e.ranks) - 1))

@@ -178,7 +178,12 @@ def _choose(found: Sequence[Prediction]) -> int:
         return 0
     enough = found[exact[0]].step_s * (1 + WORTH_IT)
     near = [i for i in exact if found[i].step_s <= enough]
-    return min(near, key=lambda i: (len(found[i].picks), found[i].step_s))
+
+    def preferred(i: int) -> tuple[int, bool, float]:
+        # where each rank has a part of the state, more is done again when one is lost
+        return len(found[i].picks), found[i].strategy.parts_state, found[i].step_s
+
+    return min(near, key=preferred)
 
 
 def _break_even(world: World, task: Task, found: Sequence[Prediction]) -> float | None:

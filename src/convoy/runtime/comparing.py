@@ -236,7 +236,8 @@ def _ways(
         ways.append(Way(label=label, prediction=prediction))
         everyone = range(len(world.devices))
         if equal and (strategy.exchanges_gradients or strategy.parts_state):
-            alike = predict(world, task, strategy, everyone, equal=True)
+            on = everyone if strategy.exchanges_gradients else sorted(prediction.picks)
+            alike = predict(world, task, strategy, on, equal=True)
             if not alike.feasible:
                 raise UsageError(f"--equal: {alike.reason}")
             ways.append(Way(label=f"{label} equal", prediction=alike, equal=True))
@@ -284,6 +285,7 @@ def _row(
     return {
         "label": way.label,
         "strategy": predicted.strategy.name,
+        "exact": predicted.exact,
         "machines": [
             {"name": world.devices[pick].machine, "samples": samples}
             for pick, samples in zip(predicted.picks, predicted.plan.shares, strict=True)

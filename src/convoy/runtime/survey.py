@@ -49,6 +49,8 @@ from convoy.version import __version__
 
 STEPS_S, ALONE_S, AVERAGE_S, LAYERS_S, FILTERS_S = 10.0, 0.6, 0.5, 1.5, 1.5
 ALONE_ROUNDS = 3
+LONGEST_ALONE_S = 2.0
+"""Of a step that is timed alone."""
 ALL_REDUCE_BYTES = (8, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
 ALL_REDUCE_S = 1.0
 """How long each size goes on, about."""
@@ -116,7 +118,7 @@ def survey(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) ->
         alone = [1.0]
         if len(places) > 1:
             observer.say("measuring each machine while the others rest")
-            alone = _measure_alone(party, found)
+            alone = _measure_alone(party, found, job.settings.batch_size)
             observer.say("measuring the links between them")
         devices = [
             _device_profile(place, party.threads[i], about[i], found[i], layers[i], filters[i])
@@ -169,14 +171,9 @@ def _choose_layout(job: Job, party: Party) -> tuple[str, list[dict[str, float]]]
     return min(slowest, key=slowest.__getitem__), found
 
 
-def _measure_alone(party: Party, found: Sequence[Steps]) -> list[float]:
+def _measure_alone(party: Party, found: Sequence[Steps], batch_size: int) -> list[float]:
     """Each device's time alone, relative to that while all work; in turns, as machines drift."""
-    orders = []
-    for steps in found:
-        seconds = [sum(phases) for phases in zip(*steps.seconds.values(), strict=True)]
-        # as near to what a run has as can be timed several times
-        at = max((i for i, s in enumerate(seconds) if s < ALONE_S / 2), default=0)
-        orders.append((steps.samples[at], ALONE_S))
+    orders = [(alone_size(steps, batch_size / len(found)), ALONE_S) for steps in found]
     ratios: list[list[float]] = [[] for _ in found]
     for _ in range(ALONE_ROUNDS):
         together = party.ask("alone", orders)
@@ -184,6 +181,19 @@ def _measure_alone(party: Party, found: Sequence[Steps]) -> list[float]:
             (alone,) = party.ask("alone", [order], ranks=[rank])
             ratios[rank].append(alone / together[rank])
     return [min(1.0, statistics.median(of_rank)) for of_rank in ratios]
+
+
+def alone_size(steps: Steps, share: float) -> int:
+    """Samples to time a device alone with: as near to its share as does not take too long.
+
+    With few samples a step is mostly updates, which suffer more from neighbours than passes do.
+    """
+    seconds = [sum(phases) for phases in zip(*steps.seconds.values(), strict=True)]
+    timed = zip(steps.samples, seconds, strict=True)
+    return max(
+        (size for size, s in timed if s < LONGEST_ALONE_S and size <= share),
+        default=steps.samples[0],
+    )
 
 
 def _device_profile(

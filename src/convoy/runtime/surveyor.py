@@ -185,10 +185,11 @@ class Surveyor:
         return True
 
     def alone(self, samples: int, seconds: float) -> float:
-        """Seconds of a whole step of `samples`."""
-        found: list[dict[str, float]] = []
+        """Seconds of a whole step of `samples`; the first warms up if there is time for more."""
         begun = time.perf_counter()
-        self._step(samples, self._trainee.model)
+        found = [self._step(samples, self._trainee.model)]
+        if time.perf_counter() - begun < seconds:
+            found.clear()
         while not found or time.perf_counter() - begun < seconds:
             self._stretch(samples, self._trainee.model, found)
         return sum(mean_of(found).values())

@@ -72,7 +72,6 @@ class FilterParallel(PartingStrategy):
 
     name: ClassVar[str] = "filter"
     summary: ClassVar[str] = "each convolution's filters are divided by speed; the first rank leads"
-    proven: ClassVar[bool] = False
 
     wire: Literal["fp32", "bf16"] = field(
         default="fp32", metadata={"help": "fp32 or bf16 between ranks"}

@@ -61,7 +61,6 @@ class HybridParallel(PartingStrategy):
 
     name: ClassVar[str] = "hybrid"
     summary: ClassVar[str] = "as data, but the neurons of dense layers are divided by speed"
-    proven: ClassVar[bool] = False
     exchanges_gradients: ClassVar[bool] = True
 
     exchange: Literal["gather", "turns"] = field(

@@ -88,7 +88,8 @@ class PartedState:
                 state.put(self._model, self._optimizer, rest)
 
     def _join(self, names: list[str]) -> None:
-        parts = self._exchanged(self._packed(names))
+        hands_out = self._comm.rank < self._group
+        parts = self._exchanged(self._packed(names) if hands_out else {})
         self._release(names)
         for name in dict.fromkeys(name for part in parts for name in part):
             pieces = [part[name] for part in parts if name in part]

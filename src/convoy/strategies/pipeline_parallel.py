@@ -70,9 +70,9 @@ class PipelinePlan(Plan):
 
     @property
     def exact(self) -> bool:
-        """Not where batches are normalised: each micro-batch is, by itself."""
+        """Not where batches are normalised in parts: each micro-batch is, by itself."""
         normalises = bool(self.problem.network.batch_norm_channels)
-        return not normalises or self.micro_batches == 1
+        return not normalises or self.micro_batches == self.pipelines == 1
 
     @property
     def divided(self) -> dict[str, tuple[int, ...]]:
@@ -105,7 +105,6 @@ class PipelineParallel(PartingStrategy):
 
     name: ClassVar[str] = "pipeline"
     summary: ClassVar[str] = "each device has some layers; micro-batches go from one to the next"
-    proven: ClassVar[bool] = False
 
     pipeline_schedule: Literal["gpipe", "1f1b"] = field(
         default="gpipe", metadata={"help": "gpipe or 1f1b: the order of passes"}
@@ -131,7 +130,8 @@ class PipelineParallel(PartingStrategy):
                 raise UsageError(f"{flag} {number}: expected 1 or more, or auto")
 
     def plan(self, problem: Problem) -> PipelinePlan:
-        """Cut the network so that a step is short; ranks are in the order of their stages.
+        """Cut the network so that a step is short; ranks are in the order of their stages, pipeline
+        by pipeline.
 
         Raises:
             UsageError: the network cannot be cut into so many stages.

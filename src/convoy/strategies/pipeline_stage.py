@@ -72,6 +72,8 @@ class PipelineRank:
         )
         self._schedules: dict[tuple[int, ...], ScheduleGPipe | Schedule1F1B] = {}
         """By samples of the micro-batches: torch's are made for certain shapes."""
+        self._stages: list[_Stage] = []
+        """Of each of them."""
         self._batch = rank.example
         self._loss_sum = torch.zeros(())
 
@@ -79,7 +81,13 @@ class PipelineRank:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let go of what was to come: schedules and this refer to each other."""
+        """Let go of what was to come, and of groups, which last as long as anyone has them.
+
+        Schedules, stages and this refer to one another, and may be there for long.
+        """
+        for stage in self._stages:
+            stage.group = None
+        self._stages.clear()
         self._schedules.clear()
         self._group = self._replicas = None
 
@@ -128,6 +136,7 @@ class PipelineRank:
         """Of this stage, over all pipelines; one without samples has zeros.
 
         What no pass uses travels with the first stage's, as `data` sends it, and changes nothing.
+        What one uses has a gradient with every sample, so that one without is one without samples.
         """
         used = {
             name: parameter
@@ -164,6 +173,7 @@ class PipelineRank:
             group=self._group,
         )
         stage.joins(self._comm, sizes)
+        self._stages.append(stage)
         in_turns = self._kind == "1f1b" and len(sizes) >= self._count
         kind = Schedule1F1B if in_turns else ScheduleGPipe
         return kind(stage, len(sizes), loss_fn=self._loss, scale_grads=False)

@@ -67,15 +67,24 @@ def divisions(
         UsageError: the network cannot be cut, or not into so many stages.
     """
     for number in _numbers(problem, pipelines):
-        yield _division(problem, micro_batches, number)
+        speeds = _speeds(problem, max(1, problem.batch_size // number))
+        for teams in teams_of(problem, number, speeds):
+            weights = [sum(speeds[i] for i in team) for team in teams]
+            shares = share_of_each(problem.batch_size, weights)
+            workers = [tuple(problem.workers[i] for i in team) for team in teams]
+            yield _division(problem, micro_batches, workers, tuple(shares))
         if problem.world is None:
             return
 
 
-def _division(problem: Problem, micro_batches: int | None, pipelines: int) -> Division:
-    network, stages_each = problem.network, len(problem.workers) // pipelines
+def _division(
+    problem: Problem,
+    micro_batches: int | None,
+    teams: Sequence[tuple[Worker, ...]],
+    shares: tuple[int, ...],
+) -> Division:
+    network, stages_each = problem.network, len(teams[0])
     layers, places = layers_or_whole(network), network.cuts.places
-    teams, shares = teams_of(problem, pipelines)
     parts = [
         replace(problem, workers=team, batch_size=share)
         for team, share in zip(teams, shares, strict=True)
@@ -107,23 +116,32 @@ def _division(problem: Problem, micro_batches: int | None, pipelines: int) -> Di
     )
 
 
-def teams_of(problem: Problem, pipelines: int) -> tuple[list[tuple[Worker, ...]], tuple[int, ...]]:
-    """Workers by pipeline, as equally fast as can be, and each pipeline's samples of a batch.
+Teams = list[tuple[int, ...]]
+"""Positions of workers, by pipeline."""
 
-    The fastest begin a pipeline each, the next fastest join them in the reverse order, and so on:
-    those in the same place have about the same speed, as their stages are the same.
 
-    Raises:
-        UsageError: there are fewer samples than pipelines.
+def teams_of(problem: Problem, pipelines: int, speeds: Sequence[float]) -> list[Teams]:
+    """Ways to form pipelines.
+
+    Dealt out by speed: the fastest begin a pipeline each, the next fastest join them in the reverse
+    order, and so on, so that those in the same place have about the same speed, as their stages are
+    the same. And by host, so that little crosses the network. Where nothing was measured, as they
+    come: ranks may have their places already.
     """
-    if pipelines == 1:
-        return [problem.workers], (problem.batch_size,)
-    speeds = _speeds(problem, max(1, problem.batch_size // pipelines))
-    order = sorted(range(len(speeds)), key=lambda i: -speeds[i])
-    tiers = [order[first : first + pipelines] for first in range(0, len(order), pipelines)]
-    teams = list(zip(*(tier[::-1] if n % 2 else tier for n, tier in enumerate(tiers)), strict=True))
-    shares = share_of_each(problem.batch_size, [sum(speeds[i] for i in team) for team in teams])
-    return [tuple(problem.workers[i] for i in team) for team in teams], tuple(shares)
+    ranks, each = range(len(speeds)), len(speeds) // pipelines
+
+    def in_a_row(order: Sequence[int]) -> Teams:
+        return [tuple(order[i : i + each]) for i in ranks[::each]]
+
+    if pipelines == 1 or problem.world is None:
+        return [in_a_row(ranks)]
+    order = sorted(ranks, key=lambda i: -speeds[i])
+    tiers = [order[first : first + pipelines] for first in ranks[::pipelines]]
+    dealt = list(zip(*(tier[::-1] if n % 2 else tier for n, tier in enumerate(tiers)), strict=True))
+    devices = problem.world.devices
+    hosts = [devices[worker.index].host for worker in problem.workers]
+    by_host = in_a_row(sorted(ranks, key=lambda i: (hosts[i], -speeds[i])))
+    return [dealt] if len(set(hosts)) == len(hosts) else [dealt, by_host]
 
 
 def _speeds(problem: Problem, samples: int) -> list[float]:
@@ -175,7 +193,10 @@ def passes(kind: Kind, stage: int, stages: int, number: int) -> Iterator[tuple[P
 
 
 def _numbers(problem: Problem, given: int | None) -> list[int]:
-    """How many pipelines side by side there can be."""
+    """How many pipelines side by side there can be.
+
+    One where batches are normalised: each would normalise its own part.
+    """
     count, places = len(problem.workers), problem.network.cuts.places
     if count > 1 and not places:
         raise UsageError(
@@ -183,7 +204,8 @@ def _numbers(problem: Problem, given: int | None) -> list[int]:
             f"{problem.network.cuts.reason}. Use --strategy data, or single"
         )
     most = len(places) + 1
-    numbers = [n for n in range(1, count) if count % n == 0] or [1]
+    limit = 1 if problem.network.batch_norm_channels else problem.batch_size
+    numbers = [n for n in range(1, min(count, limit + 1)) if count % n == 0] or [1]
     if given is not None:
         numbers = [max(n for n in numbers if n <= given)]
     possible = [number for number in numbers if count // number <= most]
@@ -208,7 +230,12 @@ def _work(layer: LayerSize) -> float:
 
 
 def _candidates(problem: Problem, stages: int, samples: int) -> list[int]:
-    """Numbers of micro-batches to look at."""
+    """Numbers of micro-batches to look at.
+
+    Only one where batches are normalised: it is what one device computes.
+    """
+    if problem.network.batch_norm_channels:
+        return [1]
     most = min(MOST, most_micro_batches(problem.network, samples))
     if problem.world is None:
         return [min(most, BY_STAGE * stages)]
