@@ -224,7 +224,7 @@ def idle(run: Path) -> float:
 def add_ratios(case: Case, rows: list[dict[str, Any]], in_convolutions_s: float) -> None:
     """What follows from the times."""
     first = rows[0]
-    beside = first["step ms"] - in_convolutions_s * 1e3
+    beside = first["step ms"] * (1 - in_convolutions_s * 1e3 / first["predicted ms"])
     alone = first["machines"] == 1
     for row in rows:
         row["error"] = row["predicted ms"] / row["step ms"] - 1
