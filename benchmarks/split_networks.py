@@ -95,8 +95,10 @@ EIGHT: dict[str, Any] = {"micro_batches": 8}
 PIPELINE = (
     ALONE,
     Way(machines=2, strategy="pipeline", options=EIGHT, equal=True),
-    Way(machines=2, strategy="pipeline", options=EIGHT),
-    Way(machines=2, strategy="pipeline", options=EIGHT | {"pipeline_schedule": "1f1b"}),
+    *(
+        Way(machines=2, strategy="pipeline", options=EIGHT | {"stages_per_device": each})
+        for each in (1, 2)
+    ),
     Way(machines=2, strategy="pipeline"),
 )
 TWO = {"cores": (1.0, 0.5), "ways": PIPELINE}

@@ -17,7 +17,8 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"strategy": "pipeline"},
     {"strategy": "pipeline", "micro_batches": 1},
     {"strategy": "pipeline", "micro_batches": 8},
-    {"strategy": "pipeline", "micro_batches": 8, "pipeline_schedule": "1f1b"},
+    {"strategy": "pipeline", "micro_batches": 8, "pipeline_schedule": "gpipe"},
+    {"strategy": "pipeline", "micro_batches": 4, "stages_per_device": 2},
 )
 
 

@@ -163,18 +163,21 @@ class Comm:
             dist.recv(tensor, source)
         self._blocked_s += time.perf_counter() - started
 
-    def send_async(self, tensor: Tensor, destination: int) -> None:
-        """As `send`, but returns at once; `tensor` is not to change until `finish`."""
+    def send_async(self, tensor: Tensor, destination: int, tag: int = 0) -> None:
+        """As `send`, but returns at once; `tensor` is not to change until `finish`.
+
+        Tensors with a `tag` meet those who ask for one of that tag, in whatever order (gloo only).
+        """
         with peer_loss():
-            work = dist.isend(tensor, destination)
+            work = dist.isend(tensor, destination, tag=tag)
         assert work is not None  # both are of the group
         self._direct_bytes += tensor.numel() * tensor.element_size()
         self._under_way.append((work, tensor))
 
-    def receive_async(self, tensor: Tensor, source: int) -> Callable[[], Tensor]:
+    def receive_async(self, tensor: Tensor, source: int, tag: int = 0) -> Callable[[], Tensor]:
         """As `receive`, but returns at once; what it returns waits for the tensor and gives it."""
         with peer_loss():
-            work = dist.irecv(tensor, source)
+            work = dist.irecv(tensor, source, tag=tag)
         assert work is not None
 
         def wait() -> Tensor:

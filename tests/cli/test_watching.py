@@ -27,6 +27,7 @@ PLAN: dict[str, Any] = {
         {"name": "tower[1]", "device": "cuda:0", "samples": 48, "share": 0.75},
         {"name": "old", "device": "cpu", "samples": 16, "share": 0.25},
     ],
+    "settled": {},
     "divided": {},
     "kept": {},
     "batch_size": 64,

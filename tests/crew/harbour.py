@@ -157,6 +157,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         "instance": Mine(),
         "failing": Mine(fails=True),
         "tensors": tensors,
+        "two layers": ours.TwoLayers,
         "slow": lambda: ours.paced(watch.hurry, folder),
         "dragging": lambda: ours.dragging(watch.hurry, folder),
     }

@@ -125,6 +125,19 @@ def poisoned() -> DataSet:
     return replace(digits, train=Poisoned(digits.train, index))
 
 
+class TwoLayers(nn.Module):
+    """For the digits; a pipeline can cut it once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 32), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classes of images [N, 1, 8, 8]."""
+        maps: Tensor = self.second(self.first(x.flatten(1)))
+        return maps
+
+
 def normed() -> nn.Module:
     """A small network with batch normalisation, for the digits."""
     return nn.Sequential(

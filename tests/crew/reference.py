@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from convoy import networks
 from convoy.datasets import open_dataset
@@ -26,13 +28,16 @@ SAME |= {"memory_format": "contiguous", "strategy": "data"}
 """What every run here is told, so that no default can come between it and the reference."""
 
 
-def trained_alone(num_steps: int) -> dict[str, Tensor]:
-    """Plain PyTorch in float64 on the digits."""
+def trained_alone(
+    num_steps: int, build: Callable[[], nn.Module] | None = None
+) -> dict[str, Tensor]:
+    """Plain PyTorch in float64 on the digits; of `NETWORK`, or of what `build` makes."""
     data = open_dataset("digits").train
     order = GlobalOrder(num_samples=len(data), batch_size=BATCH_SIZE, seed=0)
+    build = build or partial(networks.build, NETWORK, input_shape=(1, 8, 8), num_classes=10)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(0, 1))
-        network = networks.build(NETWORK, input_shape=(1, 8, 8), num_classes=10).double()
+        network = build().double()
     optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM)
     for step in range(num_steps):
         images, labels = data.batch(order.slice(step, [1], 0).indices)
@@ -42,9 +47,14 @@ def trained_alone(num_steps: int) -> dict[str, Tensor]:
     return network.state_dict()
 
 
-def assert_weights(run: Path, num_steps: int, atol: float = 1e-9) -> None:
+def assert_weights(
+    run: Path,
+    num_steps: int,
+    atol: float = 1e-9,
+    build: Callable[[], nn.Module] | None = None,
+) -> None:
     """The run's network is the one that `trained_alone` gets."""
-    found, expected = load_file(run / "model.safetensors"), trained_alone(num_steps)
+    found, expected = load_file(run / "model.safetensors"), trained_alone(num_steps, build)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=atol)

@@ -37,7 +37,7 @@ class Watch:
 def hurry() -> None:
     """What is measured here is thrown away: moments will do."""
     survey.STEPS_S = survey.ALONE_S = survey.LAYERS_S = survey.FILTERS_S = 0.2
-    survey.AVERAGE_S = 0.1
+    survey.STATE_S = 0.1
     survey.ALONE_ROUNDS, survey.ALL_REDUCE_S = 1, 0.05
     survey.ALL_REDUCE_BYTES = (8, 1 << 14)
     comparing.RUN_S = 0.0

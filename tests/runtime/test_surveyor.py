@@ -79,7 +79,9 @@ def test_a_survey_leaves_the_network_as_it_was(surveyor: tuple[Surveyor, nn.Modu
     assert len(steps.variation) == 10
     assert not dist.is_initialized()
 
-    assert 0 < made.average(0.01) < 10
+    of_state = made.state(0.01)
+    assert of_state.keys() == {"average_s", "accumulate_s"}
+    assert all(0 < seconds < 10 for seconds in of_state.values())
     assert not dist.is_initialized()
 
     layers = made.layers((2, 4), 0.01)

@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from convoy.cost.curve import Curve
 from convoy.cost.cuts import Cut, Cuts
 from convoy.cost.device import Device
 from convoy.cost.fabric import Fabric
@@ -23,16 +22,19 @@ from convoy.cost.world import World
 from convoy.errors import UsageError
 from convoy.planner import Task, predict
 from convoy.strategies import Problem, Worker, make_strategy
-from convoy.strategies.pipeline_drawing import idle_fraction
+from convoy.strategies.pipeline_drawing import (
+    draw_pipelines,
+    idle_fraction,
+    seconds_by_stage,
+)
+from convoy.strategies.pipeline_orders import KINDS, Kind
 from convoy.strategies.pipeline_parallel import PipelineParallel
-from convoy.strategies.pipeline_stages import Kind, micro_batch_sizes, passes
 
 from . import small_networks
 from .harness import Crew, Halt, job_for, plan_of
 from .reference import assert_equal, first_part, train_alone, train_in_micro_batches
 
 WEIGHTS = (1, 2, 5)
-KINDS: tuple[Kind, ...] = ("gpipe", "1f1b")
 
 
 def chain(count: int, *, macs: int = 100, crossing: int = 10) -> NetworkFacts:
@@ -131,7 +133,7 @@ def test_pipelines_side_by_side_are_equally_fast() -> None:
     teams = {frozenset(w.index for w in plan.problem.workers[i : i + 2]) for i in (0, 2)}
     assert teams == {frozenset({2, 0}), frozenset({3, 1})}
     assert sorted(plan.shares) == [0, 0, 32, 32]
-    fast = {worker.index: plan.stage_of(r) for r, worker in enumerate(plan.problem.workers)}
+    fast = {worker.index: plan.stages_of(r) for r, worker in enumerate(plan.problem.workers)}
     assert fast[2] == fast[3] != fast[0] == fast[1]
     assert plan.pipelines == 2
     assert plan.divided["l8"] in {(0, 1, 0, 1), (1, 0, 1, 0)}
@@ -187,7 +189,8 @@ def test_sums_travel_among_those_that_have_the_stage() -> None:
 
 def test_more_pipelines_where_more_stages_do_not_pay() -> None:
     assert PipelineParallel().plan(measured(chain(2), (1.0,) * 4)).pipelines == 2
-    whole = PipelineParallel().plan(measured(chain(5), (1.0,) * 4))  # 2 of 5 layers on one
+    one_each = PipelineParallel(stages_per_device=1)
+    whole = one_each.plan(measured(chain(5), (1.0,) * 4))  # 2 of 5 layers on one
     assert (whole.pipelines, [len(s.layers) for s in whole.stages]) == (2, [2, 3])
 
 
@@ -200,7 +203,8 @@ def test_as_many_pipelines_as_can_be(given: int, devices: int, found: int) -> No
 
 
 def test_what_was_measured_decides_on_stages_places_and_micro_batches() -> None:
-    plan = PipelineParallel().plan(measured(chain(9), (0.5, 1.0)))
+    one_each = PipelineParallel(stages_per_device=1)
+    plan = one_each.plan(measured(chain(9), (0.5, 1.0)))
     by_worker = {
         worker.index: len(stage.layers)
         for worker, stage in zip(plan.problem.workers, plan.stages, strict=True)
@@ -228,7 +232,7 @@ def test_every_stage_knows_its_cut() -> None:
 def test_a_step_drawn() -> None:
     """Targets go ahead; passes in order; the loss comes back."""
     network = chain(3)
-    strategy = PipelineParallel(micro_batches=2)
+    strategy = PipelineParallel(micro_batches=2, pipeline_schedule="gpipe")
     plan = strategy.plan(problem(network, (1, 2), batch_size=3))
     drawn = []
     for operation in strategy.schedule(plan, 0):
@@ -254,48 +258,16 @@ def test_a_step_drawn() -> None:
         "1 > 0 80 (11,)",
         "backward l2 r1 1 1 (11,)",
         "backward l1 r1 1 1 (13,)",
-        "1 > 0 40 (14, 12)",
+        "accumulate  r1 0 0.666667 (14,)",
+        "1 > 0 40 (15, 12)",
         "backward l0 r0 2 1 (4, 12)",
-        "backward l0 r0 1 1 (16, 15)",
-        "1 > 0 4 (14, 15)",
-        "update  r0 0 0.333333 (17, 5, 18)",
-        "update  r1 0 0.666667 (14, 18)",
+        "backward l0 r0 1 1 (17, 16)",
+        "accumulate  r0 0 0.333333 (18,)",
+        "1 > 0 4 (15, 16)",
+        "update  r0 0 0.333333 (19, 5, 20)",
+        "update  r1 0 0.666667 (15, 20)",
     ]
     assert sent_by_rank(strategy.schedule(plan, 0), 2) == [144, 124]
-
-
-def test_passes_in_order() -> None:
-    def order(kind: Kind, stage: int, stages: int, number: int) -> str:
-        return " ".join(f"{p[0].upper()}{i}" for p, i in passes(kind, stage, stages, number))
-
-    assert order("gpipe", 0, 2, 3) == "F0 F1 F2 B0 B1 B2"
-    assert order("1f1b", 0, 3, 4) == "F0 F1 F2 B0 F3 B1 B2 B3"
-    assert order("1f1b", 1, 3, 4) == "F0 F1 B0 F2 B1 F3 B2 B3"
-    assert order("1f1b", 2, 3, 4) == "F0 B0 F1 B1 F2 B2 F3 B3"
-    assert order("1f1b", 0, 3, 2) == "F0 F1 B0 B1"  # too few to take turns
-    assert order("gpipe", 0, 1, 2) == "F0 B0 F1 B1"  # alone
-
-
-@given(st.integers(1, 5), st.integers(1, 9), st.sampled_from(KINDS))
-def test_every_micro_batch_goes_there_and_back_once(stages: int, number: int, kind: Kind) -> None:
-    for stage in range(stages):
-        done = list(passes(kind, stage, stages, number))
-        for phase in ("forward", "backward"):
-            assert [i for p, i in done if p == phase] == list(range(number))
-        assert all(done.index(("forward", i)) < done.index(("backward", i)) for i in range(number))
-
-
-@given(st.integers(1, 100), st.integers(1, 20), st.booleans())
-def test_micro_batches_are_even(samples: int, number: int, normalises: bool) -> None:
-    network = NetworkFacts(
-        num_parameters=1, num_buffers=0, batch_norm_channels=(3,) if normalises else ()
-    )
-    sizes = micro_batch_sizes(network, samples, number)
-    assert sum(sizes) == samples
-    assert list(sizes) == sorted(sizes, reverse=True)
-    assert max(sizes) - min(sizes) <= 1
-    assert min(sizes) >= (2 if normalises and samples > 1 else 1)
-    assert len(sizes) <= number
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -318,12 +290,35 @@ def test_the_bubble_of_equal_stages(kind: Kind, stages: int, number: int) -> Non
     assert several.step_s == pytest.approx(3 * played.step_s)
 
 
+@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_by_stage_takes_as_long_as_by_layer(kind: Kind, each: int) -> None:
+    """Over links that have much to do, and take some of the devices' time."""
+    case = measured(chain(9, crossing=2000), (0.5, 1.0), 16, fixed_s=1e-3)
+    assert case.world is not None
+    world = replace(case.world, bandwidths=dict.fromkeys(case.world.bandwidths, 1e7))
+    options = {"pipeline_schedule": kind, "stages_per_device": each, "micro_batches": 4}
+    strategy = PipelineParallel(**options)  # type: ignore[arg-type]
+    plan = strategy.plan(replace(case, world=world))
+    assert plan.stages_per_device == each
+    picks = [worker.index for worker in plan.problem.workers]
+    moving = (Curve((1, 10**6), (1e-8, 1e-2)),) * 2
+    seconds, fabric = world.seconds(picks), replace(world.fabric(picks), move_cpu=moving)
+    by_layer = simulate(strategy.schedule(plan, 0), seconds, fabric).step_s
+    drawn = (plan.problem, plan.stages, (16,), plan.micro_batches, plan.kind)
+    coarse = draw_pipelines(*drawn, by_layer=False)
+    by_stage = simulate(coarse, seconds_by_stage(seconds, plan.stages), fabric).step_s
+    assert by_stage == pytest.approx(by_layer)
+    assert len(coarse) < len(strategy.schedule(plan, 0))
+
+
 def test_one_forward_one_backward_holds_fewer_maps() -> None:
-    plan = PipelineParallel(micro_batches=8).plan(problem(chain(2)))
+    turns = PipelineParallel(micro_batches=8)
+    plan = turns.plan(problem(chain(2)))
+    assert plan.kind == "1f1b"
     moved = 8 * 10 * 2
-    assert PipelineParallel().activations(plan) == (80 + moved, 80 + moved)
-    turns = PipelineParallel(pipeline_schedule="1f1b")
     assert turns.activations(plan) == (20 + moved, 10 + moved)
+    assert turns.activations(replace(plan, kind="gpipe")) == (80 + moved, 80 + moved)
     assert turns.parameters(plan) == (20, 20)
 
 
@@ -351,7 +346,7 @@ def test_what_cannot_be_cut(
 @pytest.mark.parametrize(
     "options",
     [{"pipeline_schedule": "zigzag"}, {"micro_batches": 0}, {"micro_batches": "many"}]
-    + [{"snapshot_every": 0}, {"pipelines": 0}],
+    + [{"snapshot_every": 0}, {"pipelines": 0}, {"stages_per_device": 0}],
 )
 def test_options_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(options)).replace("_", "-")):

@@ -46,14 +46,16 @@ def who_does_what(machines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def what_is_divided(plan: Mapping[str, Any]) -> list[str]:
-    """In words: layers by how they are divided among the ranks, and those that are not, by why."""
+    """In words: what the plan settled, layers by how they are divided, and those not, by why."""
     divided: defaultdict[str, list[str]] = defaultdict(list)
     kept: defaultdict[str, list[str]] = defaultdict(list)
     for name, parts in plan["divided"].items():
         divided["/".join(map(str, parts))].append(name)
     for name, reason in plan["kept"].items():
         kept[reason].append(name)
-    lines = [f"{plain(', '.join(names))} divided as {parts}" for parts, names in divided.items()]
+    settled = ", ".join(f"{n.replace('_', ' ')} {value}" for n, value in plan["settled"].items())
+    lines = [settled] if settled else []
+    lines += [f"{plain(', '.join(names))} divided as {parts}" for parts, names in divided.items()]
     return lines + [f"{plain(', '.join(names))} not: {why}" for why, names in kept.items()]
 
 

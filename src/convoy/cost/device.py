@@ -56,10 +56,9 @@ class Device:
         return self._curves[key](1 + _PARTS * part)
 
     def _whole(self, compute: Compute) -> float:
-        if compute.phase == "update":
-            return self.profile.update_s / self.speed
-        if compute.phase == "average":
-            return self.profile.average_s / self.speed
+        if compute.phase in ("update", "average", "accumulate"):
+            seconds: float = getattr(self.profile, f"{compute.phase}_s")
+            return seconds / self.speed
         if compute.phase == "replica":
             return self.replica(compute.samples)
         return self._curve(compute.phase, compute.layer)(compute.samples)

@@ -102,6 +102,7 @@ def resized(
         backward_s=_like_layers(device, layers, "backward_s", _whole(before, after, "macs")),
         update_s=device.update_s * parameters,
         average_s=device.average_s * parameters,
+        accumulate_s=device.accumulate_s * parameters,
         replica_s=_times(device.replica_s, parameters),
         layers=layers,
     )

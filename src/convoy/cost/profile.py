@@ -75,6 +75,8 @@ class DeviceProfile:
     """What a replica that exchanges gradients takes more in a step, bytes apart."""
     average_s: float = 0.0
     """What averaging network and optimizer with others takes, bytes apart."""
+    accumulate_s: float = 0.0
+    """What adding gradients of the whole network to those of another batch takes."""
     alone: float = 1.0
     """Time when the other devices rest, relative to the times here, when all worked at once."""
     variation: tuple[float, ...] = STEADY
@@ -92,8 +94,9 @@ class DeviceProfile:
             self._check(f"{layer.name}.forward_s", layer.forward_s)
             self._check(f"{layer.name}.backward_s", layer.backward_s)
         where = f"{self.machine} ({self.device})"
-        for name in ("cores", "threads", "memory_bytes", "update_s", "average_s", "alone"):
-            zero = name in ("memory_bytes", "update_s", "average_s")
+        of_state = ("update_s", "average_s", "accumulate_s")
+        for name in ("cores", "threads", "memory_bytes", *of_state, "alone"):
+            zero = name in ("memory_bytes", *of_state)
             _check_figures(where, name, getattr(self, name), zero=zero)
         _check_figures(where, "variation", *self.variation)
 

@@ -19,9 +19,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Phase = Literal["load", "forward", "replica", "backward", "update", "average"]
+Phase = Literal["load", "forward", "replica", "backward", "accumulate", "update", "average"]
 """`replica` is what a rank that exchanges gradients does more than one alone, bytes apart;
-`average` what one does that averages its network and optimizer with others, likewise."""
+`average` what one does that averages its network and optimizer with others, likewise; `accumulate`
+is adding gradients to those of another batch."""
 CollectiveKind = Literal["all-reduce", "broadcast"]
 
 

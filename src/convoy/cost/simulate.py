@@ -30,12 +30,13 @@ import heapq
 import itertools
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from convoy.cost.fabric import Fabric, Link, all_reduce_flow, exchange_flow
 from convoy.cost.fair_shares import fair_rates
 from convoy.cost.rank_times import RankTimes, Span, split_ranks
+from convoy.cost.resources import BusyDevice, Flow
 from convoy.cost.schedule import Collective, Compute, Exchange, Operation, Schedule, Transfer
 
 __all__ = ["Played", "RankTimes", "Span", "simulate"]
@@ -71,40 +72,6 @@ def simulate(schedule: Schedule, seconds: Callable[[Compute], float], fabric: Fa
     )
 
 
-class _Device:
-    """A rank's device: what it works on now, and what waits for it."""
-
-    def __init__(self) -> None:
-        self.left: dict[int, float] = {}
-        """Seconds of the device alone that each task under way still needs."""
-        self.waiting: list[int] = []
-        """Computes that are ready; a heap, so that the first in the schedule comes first."""
-        self.computing: int | None = None
-        self.since = 0.0
-        self.version = 0
-
-    def advance(self, now: float) -> None:
-        """Take what was done since the last change off the tasks."""
-        if self.left:
-            done = (now - self.since) / len(self.left)
-            for task in self.left:
-                self.left[task] -= done
-        self.since = now
-
-    def next_end(self) -> float:
-        """When the task with the least left ends if nothing changes."""
-        return self.since + max(0.0, min(self.left.values())) * len(self.left)
-
-
-@dataclass
-class _Flow:
-    """Bytes under way, as a share of a whole that is 1 at the start."""
-
-    load: Mapping[Link, float]
-    left: float = 1.0
-    rate: float = 0.0
-
-
 class _Player:
     """The state of one simulation. Events are (time, order, kind, payload)."""
 
@@ -121,8 +88,8 @@ class _Player:
             self._blockers[index] = len(blockers)
             for before in blockers:
                 self._followers[before].append(index)
-        self._devices = [_Device() for _ in fabric.hosts]
-        self._flows: dict[int, _Flow] = {}
+        self._devices = [BusyDevice() for _ in fabric.hosts]
+        self._flows: dict[int, Flow] = {}
         self._flows_since, self._flows_version = 0.0, 0
         self._parts: dict[int, int] = {}
         """Of a transfer or collective under way: its flow and its devices' parts yet to end."""
@@ -318,7 +285,7 @@ class _Player:
             self._part_done(index)
             return
         self._advance_flows()
-        self._flows[index] = _Flow(load)
+        self._flows[index] = Flow(load)
         self._schedule_flows()
 
     def _advance_flows(self) -> None:

@@ -6,6 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from convoy.cost.layers import NetworkFacts
 from convoy.cost.memory import OPTIMIZER_STATES, peak_bytes
@@ -109,24 +110,7 @@ def predict(
     for _ in range(max(1, draws)):
         seconds = world.seconds(picks, luck)
         times.append(simulate(whole, seconds, fabric).step_s / count)
-    memory = tuple(
-        peak_bytes(
-            task.network,
-            samples,
-            activations=activations,
-            optimizer=task.optimizer,
-            element_bytes=task.element_bytes,
-            parameters=parameters,
-            copies_state=copies or (count > 1 and len(picks) > 1),
-        )
-        for samples, activations, parameters, copies in zip(
-            plan.shares,
-            strategy.activations(plan),
-            strategy.parameters(plan),
-            strategy.copies(plan),
-            strict=True,
-        )
-    )
+    memory = memory_of(strategy, plan, optimizer=task.optimizer)
     reason = _too_large(world, picks, memory)
     tenths = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
     return Prediction(
@@ -141,6 +125,30 @@ def predict(
         feasible=not reason,
         reason=reason,
     )
+
+
+def memory_of(strategy: Strategy, plan: Plan, *, optimizer: str) -> tuple[int, ...]:
+    """Bytes of each rank where it holds most; see `convoy.cost.memory`."""
+    differ = strategy.period(plan)[1] > 1 and len(plan.shares) > 1
+
+    @cache  # of a thousand ranks, many are alike
+    def bytes_of(samples: int, activations: int, parameters: int, copies: bool) -> int:
+        return peak_bytes(
+            plan.problem.network,
+            samples,
+            activations=activations,
+            optimizer=optimizer,
+            element_bytes=plan.problem.element_bytes,
+            parameters=parameters,
+            copies_state=copies or differ,
+        )
+
+    ranks = zip(
+        *(plan.shares, strategy.activations(plan), strategy.parameters(plan)),
+        strategy.copies(plan),
+        strict=True,
+    )
+    return tuple(bytes_of(*rank) for rank in ranks)
 
 
 def play(world: World, prediction: Prediction) -> tuple[Schedule, Played]:

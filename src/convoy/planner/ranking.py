@@ -189,8 +189,9 @@ def _choose(found: Sequence[Prediction]) -> int:
 def _break_even(world: World, task: Task, found: Sequence[Prediction]) -> float | None:
     """Bits/s from which on some plan of several machines is worth more than any of one machine.
 
-    Each plan is played without variation at other links, and lengthened by as much as variation
-    lengthens it at those that there are, so that the answer agrees with what is chosen there.
+    Each plan is made for other links and played there without variation, and lengthened by as much
+    as variation lengthens it at those that there are, so that the answer agrees with what is chosen
+    there.
     """
     usable = [p for p in found if p.feasible and _unasked(p)]
     hosts = {id(p): len({world.devices[pick].host for pick in p.picks}) for p in usable}
@@ -204,7 +205,7 @@ def _break_even(world: World, task: Task, found: Sequence[Prediction]) -> float 
         enough = alone / (1 + WORTH_IT) * plain / p.step_s
 
         def pays(bandwidth: float, p: Prediction = p, enough: float = enough) -> bool:
-            step = predict(world, task, p.strategy, p.picks, draws=0, bandwidth=bandwidth)
+            step = predict(world.at(bandwidth), task, p.strategy, p.picks, draws=0)
             return step.step_s < enough
 
         if pays(best or FASTEST_LINK):

@@ -47,6 +47,7 @@ class PlanReport:
                 }
                 for pick, samples, portion in zip(prediction.picks, shares, portions, strict=True)
             ],
+            "settled": plan.settled if plan else {},
             "divided": {n: list(parts) for n, parts in plan.divided.items()} if plan else {},
             "kept": dict(plan.kept) if plan else {},
             "step_s": prediction.step_s if plan else None,

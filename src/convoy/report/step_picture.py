@@ -21,6 +21,7 @@ COLOURS = {
     "forward": "#3b6fb6",
     "replica": "#c7b8d9",
     "backward": "#5fa17a",
+    "accumulate": "#a8c66c",
     "update": "#d9a441",
     "average": "#c9803a",
     "exchange": "#8c4a6b",

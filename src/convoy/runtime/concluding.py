@@ -10,13 +10,13 @@ from typing import Any
 
 from convoy import state
 from convoy.runtime import results
-from convoy.runtime.crew import Recovery
 from convoy.runtime.formation import Formation
 from convoy.runtime.journal import Journal
 from convoy.runtime.observer import Observer
 from convoy.runtime.preparation import Preparation
 from convoy.runtime.rebalance import Rebalancing
 from convoy.runtime.records import read_steps
+from convoy.runtime.recovery import Recovery
 from convoy.strategies import Plan
 
 
@@ -38,6 +38,7 @@ def announce(preparation: Preparation, plan: Plan, observer: Observer) -> None:
         "steps_per_epoch": preparation.order.steps_per_epoch,
         "optimizer": settings.optimizer,
         "machines": machines_of(plan),
+        "settled": plan.settled,
         "divided": {name: list(parts) for name, parts in plan.divided.items()},
         "kept": dict(plan.kept),
         "predicted_step_s": predicted.step_s if predicted else None,

@@ -28,6 +28,7 @@ from convoy.runtime.checkpoint import Checkpoint, parts_for
 from convoy.runtime.formation import Formation, Job, Outcome, Part
 from convoy.runtime.interrupt import Interrupt
 from convoy.runtime.journal import Journal
+from convoy.runtime.lineup import plan_for_most
 from convoy.runtime.member_handle import (
     GONE,
     MemberHandle,
@@ -43,37 +44,13 @@ from convoy.runtime.observer import Observer
 from convoy.runtime.placement import Place, threads_at
 from convoy.runtime.pool import Pool
 from convoy.runtime.rebalance import Balancer, Rebalancing, balancer_for
+from convoy.runtime.recovery import Footing, Recovery
 from convoy.runtime.recruits import Recruits
 from convoy.strategies import Plan, Problem, Worker
 
 POLL_S = 0.2
 FIRST_POLL_S = 0.05  # until a crew's first step is done
 FRUITLESS_FORMATIONS = 5  # crews in a row that may be lost before any step is done
-
-
-@dataclass
-class Recovery:
-    """A crew was lost, and how long it took until work went on."""
-
-    generation: int
-    """The crew that was lost."""
-    step: int
-    lost: list[str]
-    noticed: float
-    """time.monotonic()"""
-    seconds: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Footing:
-    """What a crew goes on from."""
-
-    step: int
-    checkpoint: Checkpoint | None
-    source: int | None = None
-    """The rank whose state it is; None where it is the checkpoint's."""
-    shared: bool = False
-    """Whether every rank has it already, so that none is handed over."""
 
 
 @dataclass
@@ -96,6 +73,8 @@ class Crew:
     rebalancings: list[Rebalancing] = field(default_factory=list)
     formation: Formation | None = None
     _members: list[MemberHandle] = field(default_factory=list)
+    _resting: list[MemberHandle] = field(default_factory=list)
+    """Those that the plan has no use for; they are asked again when the crew forms next."""
     _recruits: Recruits = field(init=False)
     _balancer: Balancer = field(init=False)
     _taking_part: list[Place] = field(default_factory=list)
@@ -140,7 +119,8 @@ class Crew:
                         f"other; go on with --resume {self.journal.folder.path}"
                     )
         finally:
-            dismiss(self._members, self.pool, reusable=tensors is not None)
+            everyone = self._members + self._resting
+            dismiss(everyone, self.pool, reusable=tensors is not None)
             dismiss(self._recruits.members, self.pool, reusable=False)
 
     def _hire(self, place: Place) -> MemberHandle:
@@ -153,8 +133,7 @@ class Crew:
     def _form(self, footing: Footing) -> None:
         """Plan for who is there, and let them train on from `footing`."""
         self.generation += 1
-        workers = self._balancer.corrected([s.place.worker() for s in self._members])
-        plan = self.job.decided.plan(self.problem(workers))
+        plan = self._plan_anew(footing.source)
         parts: list[Part | None] = [None] * len(plan.shares)
         source = self._take_places(plan, footing.source)
         if source is None:
@@ -185,10 +164,23 @@ class Crew:
             orders = replace(formation, rank=rank, part=parts[rank])
             member.call = member.actor.train.remote(orders, leader.place.address, port)
 
+    def _plan_anew(self, source: int | None) -> Plan:
+        """For who is there; the `source` takes part in any case."""
+        workers = self._balancer.corrected([s.place.worker() for s in self._members])
+        needed = None if source is None else self._members[source].place.index
+        return plan_for_most(
+            lambda some: self.job.decided.plan(self.problem(some)), workers, needed
+        )
+
     def _take_places(self, plan: Plan, source: int | None) -> int | None:
         """Put members in the order of the plan's ranks; where the `source` is then."""
         lender = self._members[source] if source is not None else None
         ranks = [worker.index for worker in plan.problem.workers]
+        self._resting = [m for m in self._members if m.place.index not in ranks]
+        for member in self._resting:
+            member.outcome = None
+            self.observer.say(f"the plan has no use for {member.place.machine} now", "warning")
+        self._members = [m for m in self._members if m.place.index in ranks]
         self._members.sort(key=lambda member: ranks.index(member.place.index))
         return next((r for r, member in enumerate(self._members) if member is lender), None)
 
@@ -283,6 +275,7 @@ class Crew:
         self.journal.settle(self.formation.generation, step)
         if self.recoveries and self.recoveries[-1].generation == self.generation:
             self._report(dead, step)
+        self._members += self._resting
         if not self._members and not self._recruits.members:
             raise CrewError(
                 f"every rank is lost; the last step done is {self.journal.last_step}. "

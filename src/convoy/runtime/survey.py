@@ -47,7 +47,7 @@ from convoy.runtime.step_statistics import cuts_of
 from convoy.runtime.surveyor import Orders, Steps
 from convoy.version import __version__
 
-STEPS_S, ALONE_S, AVERAGE_S, LAYERS_S, FILTERS_S = 10.0, 0.6, 0.5, 1.5, 1.5
+STEPS_S, ALONE_S, STATE_S, LAYERS_S, FILTERS_S = 10.0, 0.6, 0.5, 1.5, 1.5
 ALONE_ROUNDS = 3
 LONGEST_ALONE_S = 2.0
 """Of a step that is timed alone."""
@@ -112,7 +112,7 @@ def survey(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) ->
         sizes = ladder(job.settings.batch_size)
         orders = Orders(layout=layout, samples=sizes, seconds=STEPS_S)
         found: list[Steps] = party.ask("steps", [(orders,)] * len(places))
-        averages = party.ask("average", [(AVERAGE_S,)] * len(places))
+        on_state = party.ask("state", [(STATE_S,)] * len(places))
         layers = party.ask("layers", [(layer_sizes(s.samples), LAYERS_S) for s in found])
         filters = party.ask("filters", [(steps.samples[-1], FILTERS_S) for steps in found])
         alone = [1.0]
@@ -139,7 +139,7 @@ def survey(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) ->
         loading=wanted.loading,
         versions=wanted.versions,
         devices=tuple(
-            replace(device, average_s=averages[i], alone=alone[i], memory_formats=layouts[i])
+            replace(device, **on_state[i], alone=alone[i], memory_formats=layouts[i])
             for i, device in enumerate(devices)
         ),
         links=tuple(links),

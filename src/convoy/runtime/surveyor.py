@@ -5,7 +5,7 @@ surveyor.layouts(n)          seconds in each memory layout
 surveyor.steps(orders)       whole steps at many batch sizes, for a time in which all devices
                              work, since that is how a run finds them
 surveyor.alone(n)            the same at one size while the others rest
-surveyor.average()           an average with others, without them
+surveyor.state()             work on all tensors: an average with others, without them
 surveyor.layers(), filters() how a step's time is spread over layers; parts of convolutions
 surveyor.meet(), link(), all_reduces()
 """
@@ -28,7 +28,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convoy import state
 from convoy.comm import Comm, Rehearsal, peer_loss
 from convoy.datasets import augment
 from convoy.interfaces import interface_of
@@ -39,10 +38,10 @@ from convoy.runtime.layout import FORMATS, laid_out, set_layout
 from convoy.runtime.link_timer import time_all_reduces, time_link
 from convoy.runtime.memory import keep_freed_memory
 from convoy.runtime.part_timer import time_filters
+from convoy.runtime.state_times import state_times
 from convoy.runtime.step_statistics import PHASES, deciles, levelled, mean_of, smoothed
 from convoy.runtime.training import Trainee
 from convoy.strategies import Batch, Equipment
-from convoy.strategies.averages import average, averaged_tensors
 from convoy.strategies.replica import replicated
 
 STRETCH_S = 0.1
@@ -194,20 +193,9 @@ class Surveyor:
             self._stretch(samples, self._trainee.model, found)
         return sum(mean_of(found).values())
 
-    def average(self, seconds: float) -> float:
-        """Seconds of an average of network and optimizer, and of the copy that is kept of it."""
-        trainee = self._trainee
-        found: list[float] = []
-        with contextlib.closing(Rehearsal(2)) as comm:
-            begun = time.perf_counter()
-            while len(found) < 3 or time.perf_counter() - begun < seconds:
-                started = time.perf_counter()
-                average(averaged_tensors(trainee.model, trainee.optimizer), comm, 1.0)
-                state.copy_of(state.pack(trainee.model, trainee.optimizer))
-                if self._device.type == "cuda":
-                    torch.cuda.synchronize(self._device)
-                found.append(time.perf_counter() - started)
-        return statistics.fmean(found[1:])
+    def state(self, seconds: float) -> dict[str, float]:
+        """Seconds of averages and the like of all tensors; see `state_times`."""
+        return state_times(self._trainee, self._device, seconds)
 
     def layers(self, sizes: Sequence[int], seconds: float) -> dict[str, Any]:
         """Seconds of each layer forward and backward, by batch size."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from convoy.cost.equal_nodes import EqualNodes
 from convoy.cost.layers import NetworkFacts
-from convoy.cost.memory import peak_bytes
 from convoy.cost.schedule import Compute, Schedule, in_a_row, sent_by_rank
 from convoy.cost.simulate import simulate
 from convoy.errors import UsageError
+from convoy.planner import memory_of
 from convoy.strategies import Plan, Problem, Strategy, Worker
 
 EXPOSED_ABOVE = 0.1
@@ -125,7 +125,10 @@ def scaling_curve(
     points, skipped = [], []
     for count in counts:
         size = workload.samples(count)
-        memory = _peak_bytes(workload, strategy, played[count].plan) if count in played else 0
+        memory = 0
+        if count in played:
+            plan = played[count].plan
+            memory = max(memory_of(strategy, plan, optimizer=workload.optimizer))
         reason = reasons.get(count) or _too_large(nodes, count, memory)
         if reason:
             found = Skipped(strategy=strategy.name, nodes=count, batch_size=size, reason=reason)
@@ -197,28 +200,6 @@ def _point(
         exposed=exposed_s / played.step_s,
         sent_bytes_per_step=played.sent_bytes,
         peak_bytes=memory,
-    )
-
-
-def _peak_bytes(workload: Workload, strategy: Strategy, plan: Plan) -> int:
-    """Of the rank that needs most."""
-    differ = strategy.period(plan)[1] > 1 and len(plan.shares) > 1
-    ranks = zip(
-        *(plan.shares, strategy.activations(plan), strategy.parameters(plan)),
-        strategy.copies(plan),
-        strict=True,
-    )
-    return max(
-        peak_bytes(
-            workload.network,
-            samples,
-            activations=activations,
-            optimizer=workload.optimizer,
-            element_bytes=workload.element_bytes,
-            parameters=parameters,
-            copies_state=copies or differ,
-        )
-        for samples, activations, parameters, copies in set(ranks)
     )
 
 

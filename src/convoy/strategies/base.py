@@ -107,6 +107,11 @@ class Plan:
         return True
 
     @property
+    def settled(self) -> dict[str, int | str]:
+        """Options of the strategy that the plan decides on, as they came out."""
+        return {}
+
+    @property
     def divided(self) -> dict[str, tuple[int, ...]]:
         """Of layers that are divided, each rank's filters, neurons or whatever they consist of."""
         return {}

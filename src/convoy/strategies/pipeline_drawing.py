@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 from convoy.cost.layers import NetworkFacts
 from convoy.cost.schedule import Collective, Compute, Phase, Schedule, Transfer
 from convoy.cost.simulate import Played
 from convoy.strategies.base import Problem
 from convoy.strategies.passes import Drawing, layers_or_whole
-from convoy.strategies.pipeline_stages import Kind, Stage, micro_batch_sizes, passes
+from convoy.strategies.pipeline_costs import part_of
+from convoy.strategies.pipeline_orders import Kind, Pass, micro_batch_sizes, passes
+from convoy.strategies.pipeline_stages import Stage
 
 TARGET_BYTES = 8
 """Of one sample's class: an int64."""
@@ -21,32 +24,37 @@ def draw_pipelines(
     shares: Sequence[int],
     micro_batches: int,
     kind: Kind,
+    *,
+    by_layer: bool = True,
 ) -> Schedule:
-    """A full batch's step: every stage's passes in its order, each after what it is sent.
+    """A full batch's step: every device's passes in their order, each after what it is sent.
 
     Args:
         shares: samples of each pipeline, of which the first has the first ranks.
         micro_batches: of each pipeline's share.
+        by_layer: whether a pass is an operation for each layer, or one whose `layer` is the number
+            of the stage: what a step takes is the same (`seconds_by_stage`).
     """
     drawing, network = Drawing(), problem.network
+    depth = len(problem.workers) // len(shares)
     last: list[tuple[int, ...]] = []
     for number, share in enumerate(shares):
         sizes = micro_batch_sizes(network, share, micro_batches)
-        sketch = _Sketch(problem, stages, sizes, kind, drawing, first_rank=number * len(stages))
-        last += sketch.draw()
-    for stage, part in enumerate(parameters_by_stage(network, stages)):
-        ranks = tuple(range(stage, len(last), len(stages)))
-        if len(ranks) > 1:
+        ranks = range(number * depth, (number + 1) * depth)
+        last += _Sketch(problem, stages, sizes, kind, drawing, ranks, by_layer=by_layer).draw()
+    for place, part in enumerate(parameters_by_place(network, stages, depth)):
+        alike = tuple(range(place, len(last), depth))
+        if len(alike) > 1:
             summed = Collective(
                 kind="all-reduce",
-                ranks=ranks,
+                ranks=alike,
                 payload_bytes=part * problem.element_bytes,
-                after=tuple(index for rank in ranks for index in last[rank]),
+                after=tuple(index for rank in alike for index in last[rank]),
             )
             index = drawing.add(summed)
-            for rank in ranks:
+            for rank in alike:
                 last[rank] = (index,)
-        for rank in ranks:
+        for rank in alike:
             update = Compute(
                 rank=rank,
                 phase="update",
@@ -56,6 +64,26 @@ def draw_pipelines(
             )
             drawing.add(update)
     return drawing.schedule()
+
+
+def seconds_by_stage(
+    seconds: Callable[[Compute], float], stages: Sequence[Stage]
+) -> Callable[[Compute], float]:
+    """What operations of a schedule that is not drawn by layer take."""
+
+    @cache
+    def of_pass(rank: int, phase: Phase, samples: int, stage: int) -> float:
+        return sum(
+            seconds(Compute(rank=rank, phase=phase, samples=samples, layer=layer))
+            for layer in stages[stage].layers
+        )
+
+    def of(compute: Compute) -> float:
+        if not compute.layer:
+            return seconds(compute)
+        return of_pass(compute.rank, compute.phase, compute.samples, int(compute.layer))
+
+    return of
 
 
 def idle_fraction(played: Played) -> float:
@@ -74,72 +102,102 @@ class _Sketch:
         sizes: Sequence[int],
         kind: Kind,
         drawing: Drawing,
+        ranks: range,
         *,
-        first_rank: int,
+        by_layer: bool,
     ) -> None:
         self._problem, self._stages, self._sizes = problem, stages, sizes
-        self._drawing, self._first_rank = drawing, first_rank
-        self._todo = [list(passes(kind, s, len(stages), len(sizes))) for s in range(len(stages))]
-        self._last: list[tuple[int, ...]] = [() for _ in stages]
-        """What each stage did last."""
-        self._arrived: dict[tuple[Phase, int, int], int] = {}
-        """Transfers by pass, stage that they are for, and micro-batch."""
+        self._drawing, self._first_rank, self._depth = drawing, ranks[0], len(ranks)
+        self._layers = [s.layers if by_layer else (str(n),) for n, s in enumerate(stages)]
+        """What a pass through each stage is made of."""
+        each = len(stages) // self._depth
+        self._todo = [
+            list(passes(kind, place, self._depth, each, len(sizes))) for place in range(self._depth)
+        ]
+        self._last: list[tuple[int, ...]] = [() for _ in ranks]
+        """What the device in each place did last."""
+        self._arrived: dict[Pass, int] = {}
+        """Transfers, by the pass that they are for."""
         self._sent: dict[tuple[int, int], int] = {}
-        """The last transfer from one stage to another: they go in a row."""
+        """The last transfer from one place to another: they go in a row."""
+        self._begun: set[int] = set()
+        """Stages that a micro-batch has come back through: others add their gradients."""
 
     def draw(self) -> list[tuple[int, ...]]:
-        """What each stage did last, and what it sent."""
-        drawing, batch, end = self._drawing, sum(self._sizes), len(self._stages) - 1
+        """What each device did last, and what it sent."""
+        drawing, batch, end = self._drawing, sum(self._sizes), self._depth - 1
         load = Compute(rank=self._first_rank, phase="load", samples=batch)
         self._last[0] = (drawing.add(load),)
+        targets = None
         if end:
-            self._arrived["forward", end, -1] = self._send(0, end, batch * TARGET_BYTES)
+            targets = self._send(0, end, batch * TARGET_BYTES)
         while any(self._todo):
-            for stage, todo in enumerate(self._todo):
-                while todo and self._is_ready(stage, *todo[0]):
-                    self._pass(stage, *todo.pop(0))
-        if end:
-            self._arrived["backward", 0, -1] = self._send(end, 0, self._problem.element_bytes)
+            for place, todo in enumerate(self._todo):
+                while todo and self._is_ready(todo[0]):
+                    self._pass(place, todo.pop(0), targets)
+        loss = self._send(end, 0, self._problem.element_bytes) if end else None
         ended = []
-        for stage, last in enumerate(self._last):
-            gone = [sent for (source, _), sent in self._sent.items() if source == stage]
-            came = [self._arrived["backward", 0, -1]] if end and stage == 0 else []
+        for place, last in enumerate(self._last):
+            gone = [sent for (source, _), sent in self._sent.items() if source == place]
+            came = [loss] if loss is not None and place == 0 else []
             ended.append((*last, *gone, *came))
         return ended
 
-    def _is_ready(self, stage: int, phase: Phase, batch: int) -> bool:
+    def _is_ready(self, due: Pass) -> bool:
         """Whether what the pass needs of another stage has been drawn."""
-        return not self._waits(stage, phase) or (phase, stage, batch) in self._arrived
+        return not self._waits(due) or due in self._arrived
 
-    def _waits(self, stage: int, phase: Phase) -> bool:
+    def _waits(self, due: Pass) -> bool:
         """Whether something is sent to the stage for this pass."""
+        phase, stage, _ = due
         if phase == "forward":
             return stage > 0
         cut = self._stages[stage].cut
         return cut is not None and cut.gradient
 
-    def _pass(self, stage: int, phase: Phase, batch: int) -> None:
-        layers, after = self._stages[stage].layers, self._last[stage]
-        if self._waits(stage, phase):
-            after += (self._arrived[phase, stage, batch],)
-        end = len(self._stages) - 1
-        if end and stage == end and phase == "forward" and batch == 0:
-            after += (self._arrived["forward", end, -1],)  # what it is to find out
+    def _pass(self, place: int, due: Pass, targets: int | None) -> None:
+        phase, stage, batch = due
+        layers, after = self._layers[stage], self._last[place]
+        if self._waits(due):
+            after += (self._arrived[due],)
+        if targets is not None and (phase, stage, batch) == ("forward", len(self._stages) - 1, 0):
+            after += (targets,)  # what it is to find out
         for layer in layers if phase == "forward" else reversed(layers):
             compute = Compute(
-                rank=self._first_rank + stage,
+                rank=self._first_rank + place,
                 phase=phase,
                 samples=self._sizes[batch],
                 layer=layer,
                 after=after,
             )
             after = (self._drawing.add(compute),)
-        self._last[stage] = after
+        if phase == "backward":
+            after = self._added(place, stage, after)
+        self._last[place] = after
         onward = stage + 1 if phase == "forward" else stage - 1
         cut = self._stages[min(stage, onward)].cut if onward >= 0 else None
         if cut is not None and (phase == "forward" or cut.gradient):
             size = self._sizes[batch] * cut.elements * self._problem.map_bytes
-            self._arrived[phase, onward, batch] = self._send(stage, onward, size)
+            self._arrived[phase, onward, batch] = self._send(place, onward % self._depth, size)
+
+    def _added(self, place: int, stage: int, after: tuple[int, ...]) -> tuple[int, ...]:
+        """Gradients of a stage, added to those that are there; the first are not."""
+        if stage not in self._begun:
+            self._begun.add(stage)
+            return after
+        network, layers = self._problem.network, self._stages[stage].layers
+        accumulate = Compute(
+            rank=self._first_rank + place,
+            phase="accumulate",
+            samples=0,
+            part=sum(
+                part_of(network, layer)
+                for layer in layers_or_whole(network)
+                if layer.name in layers
+            ),
+            after=after,
+        )
+        return (self._drawing.add(accumulate),)
 
     def _send(self, source: int, destination: int, size: int) -> int:
         before = self._sent.get((source, destination))
@@ -155,7 +213,10 @@ class _Sketch:
         return sent
 
 
-def parameters_by_stage(network: NetworkFacts, stages: Sequence[Stage]) -> tuple[int, ...]:
-    """Trainable parameters of each stage."""
+def parameters_by_place(
+    network: NetworkFacts, stages: Sequence[Stage], depth: int
+) -> tuple[int, ...]:
+    """Trainable parameters of the stages that each device of a pipeline has."""
     of = {layer.name: sum(layer.parameters) for layer in layers_or_whole(network)}
-    return tuple(sum(of[name] for name in stage.layers) for stage in stages)
+    each = [sum(of[name] for name in stage.layers) for stage in stages]
+    return tuple(sum(each[place::depth]) for place in range(depth))

@@ -13,8 +13,11 @@ after another, so that all stages work at once; gradients are summed over them. 
 are, the shorter is the time for which stages stand empty, and the less efficiently each is
 computed: their number is planned too.
 
-`schedule` is the order of passes: `gpipe`, all forward passes first (as drawn), or `1f1b`, which
-begins with backward passes as soon as it can, and so keeps the maps of fewer micro-batches.
+A device may have several stages that are far apart, so that a batch goes round the devices more
+than once: the pipeline is filled sooner with the same micro-batches, and more travels. How many is
+planned too. The order of passes is `gpipe`, all forward passes first (as drawn), or `1f1b`, which
+begins with backward passes as soon as it can, and so keeps the maps of fewer micro-batches; with
+several stages on a device both are interleaved (`pipeline_orders`).
 
 Where there are more devices than stages pay for, several pipelines stand side by side, each with a
 share of the batch and the same cuts; gradients of a stage are summed over all that have it.
@@ -27,11 +30,14 @@ Sources: J. Dean et al., "Large scale distributed deep networks", NIPS 2012, sec
 partitioned over machines); Y. Huang et al., "GPipe: efficient training of giant neural networks
 using pipeline parallelism", NeurIPS 2019, section 2 (micro-batches, `gpipe`); D. Narayanan et al.,
 "PipeDream: generalized pipeline parallelism for DNN training", SOSP 2019, section 3 (`1f1b`,
-there without an end of the batch; partition by measured times).
+there without an end of the batch; partition by measured times); D. Narayanan et al., "Efficient
+large-scale language model training on GPU clusters using Megatron-LM", SC 2021, section 2.2
+(several stages on a device).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -44,29 +50,41 @@ from convoy.errors import UnknownNameError, UsageError
 from convoy.strategies.base import Batch, PartingStrategy, Plan, Problem, Program, Rank
 from convoy.strategies.parted_state import PartedState, train_in_parts
 from convoy.strategies.passes import layers_or_whole
-from convoy.strategies.pipeline_drawing import draw_pipelines, parameters_by_stage
-from convoy.strategies.pipeline_stages import Stage, divisions, micro_batch_sizes, passes
-
-SCHEDULES = ("gpipe", "1f1b")
+from convoy.strategies.pipeline_drawing import (
+    draw_pipelines,
+    parameters_by_place,
+    seconds_by_stage,
+)
+from convoy.strategies.pipeline_orders import KINDS, Kind, micro_batch_sizes, passes
+from convoy.strategies.pipeline_stages import Asked, Division, Stage, divisions
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelinePlan(Plan):
     """Samples for the first rank of each pipeline, and who has which layers."""
 
+    depth: int
+    """D, devices of each pipeline."""
     stages: tuple[Stage, ...]
-    """S of them: rank r S + s has stage s of pipeline r."""
+    """Of a pipeline: rank r D + d has stages d, d + D and so on of pipeline r."""
     micro_batches: int
     """Of a pipeline's part of a full batch."""
+    kind: Kind
+    """The order of passes."""
 
     @property
     def pipelines(self) -> int:
         """How many stand side by side."""
-        return len(self.shares) // len(self.stages)
+        return len(self.shares) // self.depth
 
-    def stage_of(self, rank: int) -> Stage:
+    @property
+    def stages_per_device(self) -> int:
+        """How many each device has."""
+        return len(self.stages) // self.depth
+
+    def stages_of(self, rank: int) -> tuple[Stage, ...]:
         """What a rank has."""
-        return self.stages[rank % len(self.stages)]
+        return self.stages[rank % self.depth :: self.depth]
 
     @property
     def exact(self) -> bool:
@@ -77,13 +95,23 @@ class PipelinePlan(Plan):
     @property
     def divided(self) -> dict[str, tuple[int, ...]]:
         """Whole layers: 1 for a rank that has it."""
-        if len(self.stages) == 1:
+        if self.depth == 1:
             return {}
         ranks = range(len(self.shares))
         return {
-            name: tuple(int(rank % len(self.stages) == own) for rank in ranks)
-            for own, stage in enumerate(self.stages)
+            name: tuple(int(stage in self.stages_of(rank)) for rank in ranks)
+            for stage in self.stages
             for name in stage.layers
+        }
+
+    @property
+    def settled(self) -> dict[str, int | str]:
+        """What was planned, or asked for."""
+        return {
+            "pipelines": self.pipelines,
+            "stages_per_device": self.stages_per_device,
+            "micro_batches": self.micro_batches,
+            "pipeline_schedule": self.kind,
         }
 
     @property
@@ -92,10 +120,11 @@ class PipelinePlan(Plan):
         total = sum(stage.work for stage in self.stages)
         if not total:
             return super().portions
-        size, count = self.problem.batch_size, len(self.stages)
+        size = self.problem.batch_size
         return tuple(
-            self.shares[rank - rank % count] / size * self.stage_of(rank).work / total
+            self.shares[rank - rank % self.depth] / size * stage_work / total
             for rank in range(len(self.shares))
+            for stage_work in [sum(stage.work for stage in self.stages_of(rank))]
         )
 
 
@@ -106,10 +135,11 @@ class PipelineParallel(PartingStrategy):
     name: ClassVar[str] = "pipeline"
     summary: ClassVar[str] = "each device has some layers; micro-batches go from one to the next"
 
-    pipeline_schedule: Literal["gpipe", "1f1b"] = field(
-        default="gpipe", metadata={"help": "gpipe or 1f1b: the order of passes"}
+    pipeline_schedule: Literal["auto", "gpipe", "1f1b"] = field(
+        default="auto", metadata={"help": "gpipe or 1f1b: the order of passes; auto: planned"}
     )
-    """Forward passes of all micro-batches first, or backward passes as soon as can be."""
+    """Forward passes of all micro-batches first, or backward passes as soon as can be. `auto`:
+    whatever makes the shorter step, or `1f1b` where that is the same or nothing was measured."""
     micro_batches: int | Literal["auto"] = field(
         default="auto", metadata={"help": "into how many parts a batch is cut; auto: planned"}
     )
@@ -117,13 +147,20 @@ class PipelineParallel(PartingStrategy):
     pipelines: int | Literal["auto"] = field(
         default="auto", metadata={"help": "at most so many pipelines side by side; auto: planned"}
     )
-    """`auto`: as many as make the shortest step. All have as many stages, two or more."""
+    """`auto`: as many as make the shortest step. All have as many devices, two or more."""
+    stages_per_device: int | Literal["auto"] = field(
+        default="auto",
+        metadata={"help": "at most so many stages on each device, interleaved; auto: planned"},
+    )
+    """`auto`: as many as make the shortest step; one where nothing was measured."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pipeline_schedule not in SCHEDULES:
-            raise UnknownNameError("--pipeline-schedule", str(self.pipeline_schedule), SCHEDULES)
-        for option in ("micro_batches", "pipelines"):
+        if self.pipeline_schedule not in ("auto", *KINDS):
+            raise UnknownNameError(
+                "--pipeline-schedule", str(self.pipeline_schedule), ("auto", *KINDS)
+            )
+        for option in ("micro_batches", "pipelines", "stages_per_device"):
             number = getattr(self, option)
             if number != "auto" and (type(number) is not int or number < 1):
                 flag = "--" + option.replace("_", "-")
@@ -136,61 +173,64 @@ class PipelineParallel(PartingStrategy):
         Raises:
             UsageError: the network cannot be cut into so many stages.
         """
-        asked = (None if n == "auto" else n for n in (self.micro_batches, self.pipelines))
-        plans = [
-            PipelinePlan(
-                problem=found.problem,
-                shares=tuple(
-                    share if stage == 0 else 0
-                    for share in found.shares
-                    for stage in range(len(found.stages))
-                ),
-                stages=found.stages,
-                micro_batches=found.micro_batches,
-            )
-            for found in divisions(problem, *asked)
-        ]
+        kinds = KINDS if self.pipeline_schedule == "auto" else (self.pipeline_schedule,)
+        asked = Asked(
+            pipelines=_number(self.pipelines),
+            stages_per_device=_number(self.stages_per_device),
+            micro_batches=_number(self.micro_batches),
+        )
+        plan = self._best([_plan(found, kinds[0]) for found in divisions(problem, asked)])
+        if problem.world is None or plan.depth == 1:
+            return plan
+        return self._best([plan, *(replace(plan, kind=kind) for kind in kinds[1:])])
+
+    def _best(self, plans: Sequence[PipelinePlan]) -> PipelinePlan:
+        """The one with the shortest step."""
         return plans[0] if len(plans) == 1 else min(plans, key=self._step_s)
 
     def _step_s(self, plan: PipelinePlan) -> float:
         world = plan.problem.world
         assert world is not None  # else there is one plan only
         picks = tuple(worker.index for worker in plan.problem.workers)
-        return simulate(self.schedule(plan, 0), world.seconds(picks), world.fabric(picks)).step_s
+        seconds = seconds_by_stage(world.seconds(picks), plan.stages)
+        return simulate(_drawn(plan, by_layer=False), seconds, world.fabric(picks)).step_s
 
     def activations(self, plan: Plan) -> tuple[int, ...]:
         """A stage's maps of the micro-batches under way, and all that travels in a step."""
         assert isinstance(plan, PipelinePlan)
-        network, count = plan.problem.network, len(plan.stages)
+        network, depth = plan.problem.network, plan.depth
         of = {layer.name: layer.activations for layer in layers_or_whole(network)}
-        held = []
+        maps = [sum(of[name] for name in stage.layers) for stage in plan.stages]
+        cuts = [stage.cut for stage in plan.stages]
+        peaks = []
         for rank in range(len(plan.shares)):
-            index, stage = rank % count, plan.stage_of(rank)
-            batch = plan.shares[rank - index]
+            place, batch = rank % depth, plan.shares[rank - rank % depth]
             sizes = micro_batch_sizes(network, batch, plan.micro_batches)
-            order = passes(self.pipeline_schedule, index, len(plan.stages), len(sizes))
-            ahead = next(at for at, (phase, _) in enumerate(order) if phase == "backward")
-            cuts = (plan.stages[index - 1].cut if index else None, stage.cut)
-            moved = sum(cut.elements * (1 + cut.gradient) for cut in cuts if cut)
-            held.append(sum(sizes[:ahead]) * sum(of[n] for n in stage.layers) + batch * moved)
-        return tuple(held)
+            held, peak = 0, 0
+            for phase, stage, number in passes(
+                plan.kind, place, depth, plan.stages_per_device, len(sizes)
+            ):
+                held += maps[stage] * sizes[number] * (1 if phase == "forward" else -1)
+                peak = max(peak, held)
+            own = range(place, len(plan.stages), depth)
+            ends = [cuts[at] for stage in own for at in (stage - 1, stage) if at >= 0]
+            moved = sum(cut.elements * (1 + cut.gradient) for cut in ends if cut)
+            peaks.append(peak + batch * moved)
+        return tuple(peaks)
 
     def parameters(self, plan: Plan) -> tuple[int, ...]:
-        """Those of each stage."""
+        """Those of each device's stages."""
         assert isinstance(plan, PipelinePlan)
-        return parameters_by_stage(plan.problem.network, plan.stages) * plan.pipelines
+        return parameters_by_place(plan.problem.network, plan.stages, plan.depth) * plan.pipelines
 
     def schedule(self, plan: Plan, step: int) -> Schedule:
-        """Each stage's passes in their order, and what goes between them."""
+        """Each device's passes in their order, and what goes between them."""
         del step  # every step is alike
         assert isinstance(plan, PipelinePlan)
-        shares = plan.shares[:: len(plan.stages)]
-        return draw_pipelines(
-            *(plan.problem, plan.stages, shares, plan.micro_batches, self.pipeline_schedule)
-        )
+        return _drawn(plan)
 
     def run(self, rank: Rank) -> Program:
-        """Each rank computes its stage; the first has the images, the last finds the loss."""
+        """Each rank computes its stages; the first has the images, the last finds the loss."""
         plan = rank.plan
         assert isinstance(plan, PipelinePlan)
         every = self.snapshot_every
@@ -204,12 +244,34 @@ class PipelineParallel(PartingStrategy):
         # It brings much of torch along, which takes seconds and only ranks want.
         from convoy.strategies.pipeline_stage import PipelineRank
 
-        shares = plan.shares[:: len(plan.stages)]
-        with PipelineRank(
-            *(rank, plan.stages, shares, plan.micro_batches, self.pipeline_schedule)
-        ) as own:
+        shares = plan.shares[:: plan.depth]
+        with PipelineRank(rank, plan.stages, shares, plan.micro_batches, plan.kind) as own:
             parted = PartedState(rank, own.rows, copies=plan.pipelines)
             yield from train_in_parts(rank, parted, own.step, snapshot_every=every)
+
+
+def _number(asked: int | Literal["auto"]) -> int | None:
+    return None if asked == "auto" else asked
+
+
+def _plan(found: Division, kind: Kind) -> PipelinePlan:
+    return PipelinePlan(
+        problem=found.problem,
+        shares=tuple(
+            share if place == 0 else 0 for share in found.shares for place in range(found.depth)
+        ),
+        depth=found.depth,
+        stages=found.stages,
+        micro_batches=found.micro_batches,
+        kind=kind,
+    )
+
+
+def _drawn(plan: PipelinePlan, *, by_layer: bool = True) -> Schedule:
+    shares = plan.shares[:: plan.depth]
+    return draw_pipelines(
+        *(plan.problem, plan.stages, shares, plan.micro_batches, plan.kind), by_layer=by_layer
+    )
 
 
 def _whole_step(rank: Rank, batch: Batch, micro_batches: int) -> Tensor:

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
-
-import numpy
 
 from convoy.cost.cuts import Cut
 from convoy.cost.layers import LayerSize, NetworkFacts
 from convoy.cost.schedule import Compute, Phase
-from convoy.cost.world import World
 from convoy.errors import UsageError
 from convoy.strategies.base import Problem, Worker
 from convoy.strategies.passes import layers_or_whole
-from convoy.strategies.pipeline_partition import Array, Costs, Partition, best_partition
+from convoy.strategies.pipeline_costs import costs_of, work_of
+from convoy.strategies.pipeline_loops import best_loop
+from convoy.strategies.pipeline_orders import most_micro_batches
+from convoy.strategies.pipeline_partition import Partition, best_partition
 from convoy.strategies.shares import share_of_each
-
-Kind = Literal["gpipe", "1f1b"]
 
 BY_STAGE = 4
 """Micro-batches for each stage, where nothing was measured: with so many the pipeline stands empty
 for little of a step (Huang et al. 2019, section 3.2)."""
 MOST = 64
-"""More micro-batches than these are not looked at."""
+"""More micro-batches than these are not looked at, and"""
+MOST_EACH = 3
+"""no more stages on each device."""
+PROMISING = 3
+"""Ways to cut pipelines that are looked at closely: estimates may be off by a little."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Consecutive layers that one rank has: of a pipeline's, the first stage the first."""
+    """Consecutive layers that one rank has."""
 
     layers: tuple[str, ...]
     """By name, in order of execution."""
@@ -40,80 +41,84 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is not left to the planner; None is."""
+
+    pipelines: int | None = None
+    """At most so many, as many as can be. Where nothing was measured, None is the least."""
+    stages_per_device: int | None = None
+    """At most so many, as many as can be."""
+    micro_batches: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Division:
-    """Pipelines side by side, cut at the same places: rank r S + s has stage s of pipeline r."""
+    """Pipelines side by side, cut at the same places: rank r D + d is in place d of pipeline r."""
 
     problem: Problem
     """With its workers in the order of their ranks."""
+    depth: int
+    """D, devices of each pipeline."""
     stages: tuple[Stage, ...]
-    """Of each pipeline, S of them."""
+    """Of each pipeline: the device in place d has d, d + D and so on."""
     shares: tuple[int, ...]
     """Samples of a full batch, by pipeline."""
     micro_batches: int
     """Of each pipeline's share."""
 
 
-def divisions(
-    problem: Problem, micro_batches: int | None, pipelines: int | None
-) -> Iterator[Division]:
-    """For every number of pipelines that all workers can form, or the one given, the best cuts.
-
-    Args:
-        micro_batches: so many; None for as many as are best.
-        pipelines: at most so many, as many as can be; None for every number. Where nothing was
-            measured, the least.
+def divisions(problem: Problem, asked: Asked) -> Iterator[Division]:
+    """Those that seem best, for every number of pipelines that all workers can form.
 
     Raises:
         UsageError: the network cannot be cut, or not into so many stages.
     """
-    for number in _numbers(problem, pipelines):
+    for number in _numbers(problem, asked):
         speeds = _speeds(problem, max(1, problem.batch_size // number))
         for teams in teams_of(problem, number, speeds):
             weights = [sum(speeds[i] for i in team) for team in teams]
             shares = share_of_each(problem.batch_size, weights)
             workers = [tuple(problem.workers[i] for i in team) for team in teams]
-            yield _division(problem, micro_batches, workers, tuple(shares))
+            yield from _divisions(problem, asked, workers, tuple(shares))
         if problem.world is None:
             return
 
 
-def _division(
-    problem: Problem,
-    micro_batches: int | None,
-    teams: Sequence[tuple[Worker, ...]],
-    shares: tuple[int, ...],
-) -> Division:
-    network, stages_each = problem.network, len(teams[0])
-    layers, places = layers_or_whole(network), network.cuts.places
+def _divisions(
+    problem: Problem, asked: Asked, teams: Sequence[tuple[Worker, ...]], shares: tuple[int, ...]
+) -> Iterator[Division]:
+    network, depth = problem.network, len(teams[0])
     parts = [
         replace(problem, workers=team, batch_size=share)
         for team, share in zip(teams, shares, strict=True)
     ]
     fewest = min(shares)
-    given = micro_batches and min(micro_batches, most_micro_batches(network, fewest))
-    if stages_each == 1:
-        return Division(
+    given = asked.micro_batches and min(asked.micro_batches, most_micro_batches(network, fewest))
+    if depth == 1:
+        yield Division(
             problem=problem,
-            stages=(_stage(layers, None),),
+            depth=1,
+            stages=(_stage(layers_or_whole(network), None),),
             shares=shares,
             micro_batches=given or 1,
         )
-    counts = [given] if given else _candidates(problem, stages_each, fewest)
-    found = [(_partition(parts, places, number), number) for number in counts]
-    partition, number = min(found, key=lambda pair: pair[0].seconds)
-    starts = (0, *(places[end - 1].layers for end in partition.ends[:-1]))
-    cuts = [*(places[end - 1] for end in partition.ends[:-1]), None]
-    return Division(
-        problem=replace(
-            problem, workers=tuple(team[place] for team in teams for place in partition.devices)
-        ),
-        stages=tuple(
-            _stage(layers[first : cut.layers if cut else None], cut)
-            for first, cut in zip(starts, cuts, strict=True)
-        ),
-        shares=shares,
-        micro_batches=number,
-    )
+        return
+    counts = [given] if given else _candidates(problem, depth, fewest)
+    found = [
+        (partition, number)
+        for number in counts
+        for partition in _partitions(parts, asked.stages_per_device, number)
+    ]
+    for partition, number in sorted(found, key=lambda pair: pair[0].seconds)[:PROMISING]:
+        yield Division(
+            problem=replace(
+                problem, workers=tuple(team[place] for team in teams for place in partition.devices)
+            ),
+            depth=depth,
+            stages=_stages(network, partition.ends),
+            shares=shares,
+            micro_batches=number,
+        )
 
 
 Teams = list[tuple[int, ...]]
@@ -161,38 +166,7 @@ def _speeds(problem: Problem, samples: int) -> list[float]:
     ]
 
 
-def micro_batch_sizes(network: NetworkFacts, samples: int, micro_batches: int) -> tuple[int, ...]:
-    """Samples of each micro-batch, as even as can be; fewer of them where samples do not suffice.
-
-    A network that normalises batches gets two samples at least in each, if there are two.
-    """
-    number = min(micro_batches, most_micro_batches(network, samples))
-    each, more = divmod(samples, number)
-    return (each + 1,) * more + (each,) * (number - more)
-
-
-def most_micro_batches(network: NetworkFacts, samples: int) -> int:
-    """Into how many micro-batches so many samples can be cut."""
-    return max(1, samples // 2 if network.batch_norm_channels else samples)
-
-
-def passes(kind: Kind, stage: int, stages: int, number: int) -> Iterator[tuple[Phase, int]]:
-    """What a stage computes in a step, in order: passes through it, and of which micro-batch.
-
-    `gpipe`: all forward, then all backward. `1f1b`: as many forward as there are stages from here
-    on, then one backward for each forward; it needs as many micro-batches as there are stages, and
-    with fewer goes as `gpipe`. One stage alone has nothing to wait for.
-    """
-    ahead = stages - stage if (kind == "1f1b" and number >= stages) or stages == 1 else number
-    for done in range(min(ahead, number)):
-        yield "forward", done
-    for done in range(number):
-        yield "backward", done
-        if ahead + done < number:
-            yield "forward", ahead + done
-
-
-def _numbers(problem: Problem, given: int | None) -> list[int]:
+def _numbers(problem: Problem, asked: Asked) -> list[int]:
     """How many pipelines side by side there can be.
 
     One where batches are normalised: each would normalise its own part.
@@ -206,8 +180,8 @@ def _numbers(problem: Problem, given: int | None) -> list[int]:
     most = len(places) + 1
     limit = 1 if problem.network.batch_norm_channels else problem.batch_size
     numbers = [n for n in range(1, min(count, limit + 1)) if count % n == 0] or [1]
-    if given is not None:
-        numbers = [max(n for n in numbers if n <= given)]
+    if asked.pipelines is not None:
+        numbers = [max(n for n in numbers if n <= asked.pipelines)]
     possible = [number for number in numbers if count // number <= most]
     if not possible:
         side_by_side = f" in {numbers[0]} pipelines" if numbers[0] > 1 else ""
@@ -219,14 +193,21 @@ def _numbers(problem: Problem, given: int | None) -> list[int]:
     return possible
 
 
-def _stage(layers: Sequence[LayerSize], cut: Cut | None) -> Stage:
-    return Stage(
-        layers=tuple(layer.name for layer in layers), work=sum(map(_work, layers)), cut=cut
+def _stages(network: NetworkFacts, ends: Sequence[int]) -> tuple[Stage, ...]:
+    """Those that end before these segments."""
+    layers, places = layers_or_whole(network), network.cuts.places
+    starts = (0, *(places[end - 1].layers for end in ends[:-1]))
+    cuts = [*(places[end - 1] for end in ends[:-1]), None]
+    return tuple(
+        _stage(layers[first : cut.layers if cut else None], cut)
+        for first, cut in zip(starts, cuts, strict=True)
     )
 
 
-def _work(layer: LayerSize) -> float:
-    return layer.macs + layer.activations
+def _stage(layers: Sequence[LayerSize], cut: Cut | None) -> Stage:
+    return Stage(
+        layers=tuple(layer.name for layer in layers), work=sum(map(work_of, layers)), cut=cut
+    )
 
 
 def _candidates(problem: Problem, stages: int, samples: int) -> list[int]:
@@ -242,86 +223,21 @@ def _candidates(problem: Problem, stages: int, samples: int) -> list[int]:
     return sorted({*(2**i for i in range(most.bit_length())), most})
 
 
-def _partition(parts: Sequence[Problem], places: Sequence[Cut], number: int) -> Partition:
-    """Of pipelines side by side: every stage and link is as slow as the slowest in its place."""
-    costs = []
-    for part in parts:
-        samples = micro_batch_sizes(part.network, part.batch_size, number)[0]
-        if part.world is None:
-            costs.append(_costs_by_weight(part, places))
-        else:
-            costs.append(_measured_costs(part, part.world, places, samples))
-    slowest = Costs(
-        **{
-            name: numpy.maximum.reduce([getattr(cost, name) for cost in costs])
-            for name in ("stages", "one_way", "both_ways", "first")
-        }
-    )
+def _partitions(
+    parts: Sequence[Problem], stages_each: int | None, number: int
+) -> Iterator[Partition]:
+    """Of pipelines side by side, for so many micro-batches; several stages on each device only
+    where several micro-batches are under way."""
+    network, world = parts[0].network, parts[0].world
+    costs = costs_of(parts, number)
+    most = (len(network.cuts.places) + 1) // len(parts[0].workers)
+    if stages_each is not None:
+        several = [min(stages_each, most)]
+    else:
+        several = list(range(1, 1 + min(most, MOST_EACH if world and number > 1 else 1)))
     # where nothing is known, whoever is there, in their order
-    return best_partition(slowest, number, in_order=parts[0].world is None)
-
-
-def _costs_by_weight(problem: Problem, places: Sequence[Cut]) -> Costs:
-    """Where nothing is known but how fast devices are."""
-    work = [_work(layer) for layer in problem.network.layers]
-    count = len(problem.workers)
-    links = numpy.zeros((count, count, len(places) + 2))
-    return Costs(
-        stages=numpy.stack(
-            [_segments([w / worker.weight for w in work], places) for worker in problem.workers]
-        ),
-        one_way=links,
-        both_ways=links,
-        first=numpy.zeros(count),
-    )
-
-
-def _measured_costs(problem: Problem, world: World, places: Sequence[Cut], samples: int) -> Costs:
-    """Passes of a micro-batch of so many samples, and what its maps and gradients take."""
-    picks = tuple(worker.index for worker in problem.workers)
-    seconds, fabric = world.seconds(picks), world.fabric(picks)
-    count, ends = len(picks), len(places) + 2
-    payload = [samples * cut.elements * problem.map_bytes for cut in places]
-    comes_back = [cut.gradient for cut in places]
-
-    def layer_s(rank: int, layer: LayerSize) -> float:
-        phases: tuple[Phase, ...] = ("forward", "backward")
-        return sum(
-            seconds(Compute(rank=rank, phase=phase, samples=samples, layer=layer.name))
-            for phase in phases
-        )
-
-    stages = numpy.empty((count, ends, ends))
-    one_way, both_ways = numpy.zeros((2, count, count, ends))
-    for rank in range(count):
-        moving = numpy.zeros(ends)  # the device's own time for what crosses at either end
-        moving[1:-1] = [
-            fabric.move_cpu_s(rank, size) * (1 + back)
-            for size, back in zip(payload, comes_back, strict=True)
-        ]
-        times = [layer_s(rank, layer) for layer in problem.network.layers]
-        stages[rank] = _segments(times, places) + moving[:, None] + moving[None, :]
-        for other in range(count):
-            here, there = fabric.hosts[rank], fabric.hosts[other]
-            ways = ((here, there), (there, here))
-            for at, (size, back) in enumerate(zip(payload, comes_back, strict=True), 1):
-                out, home = (
-                    max(size / fabric.capacity(link) for link in fabric.path(*way)) for way in ways
-                )
-                one_way[rank, other, at] = max(out, home * back)
-                delays = fabric.latency(here, there) + fabric.latency(there, here) * back
-                both_ways[rank, other, at] = out + home * back + delays
-    first = [
-        seconds(Compute(rank=rank, phase="load", samples=problem.batch_size))
-        for rank in range(count)
-    ]
-    return Costs(stages=stages, one_way=one_way, both_ways=both_ways, first=numpy.array(first))
-
-
-def _segments(times: Sequence[float], places: Sequence[Cut]) -> Array:
-    """[i, j]: the sum of layers' times between places i and j, of which the ends are two more."""
-    sums = numpy.concatenate([[0.0], numpy.cumsum(times)])
-    at = sums[[0, *(cut.layers for cut in places), len(times)]]
-    between: Array = at[None, :] - at[:, None]
-    empty = numpy.tril(numpy.ones_like(between, dtype=bool))
-    return numpy.where(empty, numpy.inf, between)
+    single = best_partition(costs, number, in_order=world is None)
+    orders = [single.devices] if world is None else [single.devices, single.devices[::-1]]
+    for each in several:
+        loops = (best_loop(costs, order, each, number) for order in orders)
+        yield single if each == 1 else min(loops, key=lambda partition: partition.seconds)
