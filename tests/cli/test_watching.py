@@ -105,8 +105,10 @@ def test_which_layers_are_divided_and_why_others_are_not(
     divided = {"conv1": [24, 8], "conv[2]": [24, 8], "conv3": [50, 14]}
     kept = {"stem": "it is small", "head": "it is small"}
     with Watcher(console) as watcher:
-        watcher.planned(PLAN | {"divided": divided, "kept": kept})
-    assert output.getvalue().splitlines()[2:5] == [
+        settled = {"stages_per_device": 2, "pipeline_schedule": "1f1b"}
+        watcher.planned(PLAN | {"settled": settled, "divided": divided, "kept": kept})
+    assert output.getvalue().splitlines()[2:6] == [
+        "stages per device 2, pipeline schedule 1f1b",
         "conv1, conv[2] divided as 24/8",
         "conv3 divided as 50/14",
         "stem, head not: it is small",

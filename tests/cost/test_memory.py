@@ -26,10 +26,10 @@ FACTS = NetworkFacts(
     ("options", "elements"),
     [
         # parameters, gradients, momentum; buffers; (50 + 20 and a gradient of 50) of 8 samples
-        ({"optimizer": "sgd"}, 3 * 1000 + 2 * 10 + 8 * 120),
-        ({"optimizer": "adam"}, 4 * 1000 + 2 * 10 + 8 * 120),
-        ({"optimizer": "sgd", "copies_state": True}, 5 * 1000 + 2 * 10 + 8 * 120),
-        ({"optimizer": "adam", "copies_state": True}, 7 * 1000 + 2 * 10 + 8 * 120),
+        ({"optimizer_states": 1}, 3 * 1000 + 2 * 10 + 8 * 120),
+        ({"optimizer_states": 2}, 4 * 1000 + 2 * 10 + 8 * 120),
+        ({"optimizer_states": 1, "copies_state": True}, 5 * 1000 + 2 * 10 + 8 * 120),
+        ({"optimizer_states": 2, "copies_state": True}, 7 * 1000 + 2 * 10 + 8 * 120),
     ],
 )
 @pytest.mark.parametrize("element_bytes", [4, 8])
@@ -40,12 +40,12 @@ def test_by_hand(options: dict[str, object], elements: int, element_bytes: int) 
 
 def test_of_a_network_that_nobody_has_traced_its_state_is_known() -> None:
     facts = NetworkFacts(num_parameters=1000, num_buffers=0)
-    assert peak_bytes(facts, 10**6, optimizer="sgd") == PROCESS_BYTES + 4 * 3 * 1000
+    assert peak_bytes(facts, 10**6, optimizer_states=1) == PROCESS_BYTES + 4 * 3 * 1000
 
 
 def test_a_large_batch_is_mostly_outputs() -> None:
     facts = facts_of(build("vgg16", input_shape=(3, 32, 32), num_classes=10), (3, 32, 32))
-    one, many = (peak_bytes(facts, n, optimizer="sgd") for n in (1, 101))
+    one, many = (peak_bytes(facts, n, optimizer_states=1) for n in (1, 101))
     outputs = [layer.activations for layer in facts.layers]
     assert many - one == 100 * 4 * (sum(outputs) + max(outputs))
 
@@ -82,5 +82,5 @@ def test_a_process_takes_about_as_much() -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURES], stdout=subprocess.PIPE, text=True, check=True, timeout=120
     )
-    estimate = peak_bytes(facts, 48, optimizer="sgd") - PROCESS_BYTES
+    estimate = peak_bytes(facts, 48, optimizer_states=1) - PROCESS_BYTES
     assert int(done.stdout) == pytest.approx(estimate, rel=0.3)

@@ -135,7 +135,7 @@ def at(*keys: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (at("version", value=2), "a profile of version 2, and this Convoy reads 1. Measure again"),
+        (at("version", value=1), "a profile of version 1, and this Convoy reads 2. Measure again"),
         (lambda content: content.pop("version"), "not a profile: it has no version"),
         (lambda content: content.pop("network"), "p.json: network: Field required"),
         (at("network", "input", value=[1, 8, "x"]), "p.json: network.input.2: "),

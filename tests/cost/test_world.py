@@ -156,7 +156,7 @@ def test_a_slow_link_between_two_of_three() -> None:
     size = 3 * 10**6
     assert reduce_alone(world, size) == pytest.approx(2 / 3 * 2 * size / 2e6, rel=1e-3)
     assert reduce_alone(world, size, (0, 1)) == pytest.approx(size / 1e8, rel=0.02)
-    uniform = world.fabric((0, 1, 2), bandwidth=5e6)
+    uniform = world.at(5e6).fabric((0, 1, 2))
     load, _ = all_reduce_flow(uniform, (0, 1, 2), size)
     assert {uniform.capacity(used) for used in load} == {5e6}
 

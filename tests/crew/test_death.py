@@ -134,6 +134,28 @@ def test_those_left_are_one_too_many(harbour: Harbour, tmp_path: Path) -> None:
     assert sorted(ranks) == [2, 4, 4]
 
 
+def test_one_that_rests_takes_the_place_of_the_next_to_die(
+    harbour: Harbour, tmp_path: Path
+) -> None:
+    """As before; one of the two that take part dies as they form."""
+    run = tmp_path / "run"
+    options = {"workers": 4, "shares": "1,1,3,3", "strategy": "pipeline", "pipelines": 2}
+    answer = harbour.train(
+        folder=tmp_path,
+        network="two layers",
+        data="slow",
+        options=OPTIONS | options | {"snapshot_every": 3, "epochs": 14, "out": run},
+        **{"deed": "kill", "at": 9, "to": [16], "then": [48], "then_after": "no use"},
+        hurry_after="joins",
+    )
+    assert answer["error"] is None
+    assert_weights(run, 14 * STEPS_PER_EPOCH, build=TwoLayers)
+    assert_each_sample_once(run, 14 * STEPS_PER_EPOCH)
+    assert [survivors for _, _, survivors, _ in deaths(answer)] == ["3", "1"]
+    assert answer["result"]["reformations"] == 2
+    assert len(effective(run)[14 * STEPS_PER_EPOCH - 1]) == 4
+
+
 def test_the_first_rank_dies_while_the_others_form_anew(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
     answer = harbour.train(

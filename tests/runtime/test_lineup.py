@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
+from convoy.cost.curve import Curve
 from convoy.cost.layers import NetworkFacts
 from convoy.errors import UsageError
 from convoy.runtime.lineup import plan_for_most
@@ -30,6 +32,14 @@ def taking_part(plan: Plan) -> list[int]:
 
 def test_the_slowest_are_left_out_and_the_others_stay_in_their_order() -> None:
     assert taking_part(plan_for_most(plan_of_two, workers(1, 4, 2, 3))) == [1, 3]
+
+
+def test_what_was_measured_counts_more_than_weights() -> None:
+    some = [
+        replace(worker, seconds=Curve((1, 8), (s, 8 * s)))
+        for worker, s in zip(workers(9, 1, 1), (3.0, 1.0, 2.0), strict=True)
+    ]
+    assert taking_part(plan_for_most(plan_of_two, some)) == [1, 2]
 
 
 def test_nobody_is_left_out_without_need() -> None:

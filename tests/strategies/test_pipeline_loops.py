@@ -13,18 +13,30 @@ from hypothesis import strategies as st
 
 from convoy.cost.fabric import Fabric
 from convoy.cost.schedule import Compute, Transfer, sent_by_rank
-from convoy.cost.simulate import simulate
+from convoy.cost.simulate import Played, simulate
 from convoy.strategies import pipeline_loops
 from convoy.strategies.pipeline_drawing import idle_fraction
 from convoy.strategies.pipeline_loops import best_loop
 from convoy.strategies.pipeline_orders import KINDS, Kind
-from convoy.strategies.pipeline_parallel import PipelineParallel
+from convoy.strategies.pipeline_parallel import PipelineParallel, PipelinePlan
 from convoy.strategies.pipeline_partition import Costs
 
 from .harness import Crew, Halt, job_for, plan_of
 from .reference import assert_equal, first_part, train_alone, train_in_micro_batches
 from .test_pipeline_parallel import WEIGHTS, chain, measured, problem
 from .test_pipeline_partition import costs_of
+
+
+def _played(strategy: PipelineParallel, plan: PipelinePlan) -> Played:
+    """A step of which every stage takes a micro-batch 1 s forward and 2 s back, and links none."""
+    hosts = tuple(range(plan.depth))
+    capacity = dict.fromkeys(hosts, math.inf)
+
+    def seconds(compute: Compute) -> float:
+        return {"forward": 1.0, "backward": 2.0}.get(compute.phase, 0.0)
+
+    fabric = Fabric(hosts=hosts, up=capacity, down=capacity)
+    return simulate(strategy.schedule(plan, 0), seconds, fabric)
 
 
 def seconds_of(
@@ -48,8 +60,9 @@ def seconds_of(
             both += costs.both_ways[device, there, end]
     longest = max((max(busy.values()) + sum(rounds)) / 2, *links.values())
     through = sum(busy.values()) + both
-    fill = max(0.0, through - longest) / len(rounds)
-    return float(max(micro_batches * longest, through) + fill + costs.first[devices[0]])
+    steady = micro_batches * longest + max(0.0, through - longest) / len(rounds)
+    few = through + (micro_batches - 1) * longest / len(rounds)
+    return float(max(steady, few) + costs.first[devices[0]])
 
 
 @given(st.data())
@@ -86,6 +99,39 @@ def test_of_too_many_cuts_those_that_divide_evenly(monkeypatch: pytest.MonkeyPat
     assert best <= few <= 1.15 * best
 
 
+@pytest.mark.parametrize(
+    ("depth", "each", "number"),
+    [(2, 2, 1), (2, 2, 3), (2, 3, 4), (3, 2, 2), (3, 2, 6), (4, 2, 2), (4, 3, 3), (4, 2, 8)],
+)
+def test_of_equal_stages_it_is_what_a_step_takes(depth: int, each: int, number: int) -> None:
+    """With as many micro-batches as devices, more and fewer."""
+    costs = costs_of([[3] * depth * each] * depth)
+    strategy = PipelineParallel(
+        pipeline_schedule="gpipe", micro_batches=number, stages_per_device=each
+    )
+    network = chain(depth * each)
+    plan = strategy.plan(problem(network, [1] * depth, batch_size=number))
+    found = best_loop(costs, range(depth), each, number).seconds
+    assert found == pytest.approx(_played(strategy, plan).step_s)
+
+
+@given(
+    depth=st.integers(2, 5),
+    each=st.integers(1, 3),
+    number=st.integers(1, 14),
+    kind=st.sampled_from(KINDS),
+)
+def test_no_passes_wait_for_one_another(depth: int, each: int, number: int, kind: Kind) -> None:
+    """Every order is drawn to its end, and every pass takes place."""
+    strategy = PipelineParallel(
+        pipeline_schedule=kind, micro_batches=number, stages_per_device=each
+    )
+    plan = strategy.plan(problem(chain(depth * each), [1] * depth, batch_size=number))
+    drawn = strategy.schedule(plan, 0)
+    work = [o for o in drawn if isinstance(o, Compute) and o.phase in ("forward", "backward")]
+    assert len(work) == 2 * depth * each * number
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("depth", "each", "number"), [(2, 2, 4), (3, 2, 6), (4, 3, 8)])
 def test_the_bubble_of_equal_stages(kind: Kind, depth: int, each: int, number: int) -> None:
@@ -95,14 +141,7 @@ def test_the_bubble_of_equal_stages(kind: Kind, depth: int, each: int, number: i
     )
     plan = strategy.plan(problem(chain(depth * each), [1] * depth, batch_size=number))
     assert (plan.depth, plan.stages_per_device) == (depth, each)
-    hosts = tuple(range(depth))
-    capacity = dict.fromkeys(hosts, math.inf)
-
-    def seconds(compute: Compute) -> float:
-        return {"forward": 1.0, "backward": 2.0}.get(compute.phase, 0.0)
-
-    fabric = Fabric(hosts=hosts, up=capacity, down=capacity)
-    played = simulate(strategy.schedule(plan, 0), seconds, fabric)
+    played = _played(strategy, plan)
     assert played.step_s == pytest.approx(3 * (number * each + depth - 1))
     bubble = (depth - 1) / each
     assert idle_fraction(played) == pytest.approx(bubble / (number + bubble))
@@ -167,6 +206,7 @@ def test_known_networks_are_one_machines(
     job = job_for("plain", "pipeline", options, batch_size=4, steps=2, optimizer=optimizer)
     job = replace(job, network=network, dataset="synthetic:3x32x32:10:6")
     plan = plan_of(job, WEIGHTS)
+    assert plan.settled["stages_per_device"] == 2
     expected = train_in_micro_batches(job, number, least=2 if network == "resnet18" else 1)
     sent = sent_by_rank(job.strategy.schedule(plan, 0), 3)
     for report in crew.run(job, WEIGHTS, first_part(job)):
@@ -180,7 +220,7 @@ def test_known_networks_are_one_machines(
 def test_odd_networks_are_one_machines(crew: Crew, network: str, kind: Kind) -> None:
     options = {"micro_batches": 4, "pipeline_schedule": kind, "stages_per_device": 2}
     job = job_for(network, "pipeline", options, batch_size=7, weight_decay=0.01)
-    assert len(plan_of(job, (3, 5)).stages) == 4  # type: ignore[attr-defined]
+    assert plan_of(job, (3, 5)).settled["stages_per_device"] == 2
     for report in crew.run(job, (3, 5), first_part(job)):
         assert_equal(report.state, train_alone(job), atol=1e-9)
 
@@ -188,21 +228,30 @@ def test_odd_networks_are_one_machines(crew: Crew, network: str, kind: Kind) -> 
 def test_several_pipelines_of_several_stages_are_one_machine(four: Crew) -> None:
     options = {"pipelines": 2, "micro_batches": 2, "stages_per_device": 2, "snapshot_every": 2}
     job = job_for("branched", "pipeline", options, optimizer="adam", weight_decay=0.01)
+    plan = plan_of(job, (1, 2, 5, 4))
+    assert (plan.settled["pipelines"], plan.settled["stages_per_device"]) == (2, 2)
+    sent = sent_by_rank(job.strategy.schedule(plan, 0), 4)
     for report in four.run(job, (1, 2, 5, 4), first_part(job)):
         assert report.outcome.kind == "finished"
         assert_equal(report.state, train_alone(job), atol=1e-9)
+        assert report.records[0]["sent_bytes"] == sent[report.rank]
 
 
-def test_a_lost_device_is_done_without(crew: Crew) -> None:
-    """Two of two stages each become one that has all."""
+@pytest.mark.parametrize(
+    ("lost", "place"), [(0, "record"), (1, "record"), (1, "forward"), (1, "backward")]
+)
+def test_a_lost_device_is_done_without(crew: Crew, lost: int, place: str) -> None:
+    """Two of two stages each become one that has all, also if one dies within a pass."""
     options = {"snapshot_every": 2, "micro_batches": 2, "stages_per_device": 2}
-    job = job_for("branched", "pipeline", options)
+    job = job_for("plain", "pipeline", options)
+    plan = plan_of(job, (1, 2))
+    assert plan.settled["stages_per_device"] == 2
     crew.build(job)
-    halt = Halt(rank=0, place="record", step=4)
-    formed = crew.form(plan_of(job, (1, 2)), parts={0: first_part(job)}, halt=halt)
+    halt = Halt(rank=lost, place=place, step=4)
+    formed = crew.form(plan, parts={0: first_part(job)}, halt=halt)
     formed.await_halt()
-    formed.kill(0)
+    formed.kill(lost)
     (report,) = formed.reports()
     assert (report.outcome.kind, report.outcome.step) == ("peer lost", 4)
-    (report,) = crew.form(plan_of(job, (2,)), places=[1], first_step=4).reports()
+    (report,) = crew.form(plan_of(job, (2,)), places=[1 - lost], first_step=4).reports()
     assert_equal(report.state, train_alone(job), atol=1e-9)

@@ -62,7 +62,12 @@ def problem(
 
 
 def measured(
-    network: NetworkFacts, speeds: Sequence[float], batch_size: int = 64, *, fixed_s: float = 0.0
+    network: NetworkFacts,
+    speeds: Sequence[float],
+    batch_size: int = 64,
+    *,
+    fixed_s: float = 0.0,
+    accumulate_s: float = 0.0,
 ) -> Problem:
     """As `problem`, with a world in which a layer takes 1 ms a sample there and back, by speed,
     and `fixed_s` for each pass, whatever the samples."""
@@ -81,6 +86,7 @@ def measured(
         forward_s=whole_s,
         backward_s=whole_s,
         update_s=0.0,
+        accumulate_s=accumulate_s,
         layers=tuple(
             LayerProfile(name=layer.name, forward_s=layer_s, backward_s=layer_s)
             for layer in network.layers
@@ -215,6 +221,22 @@ def test_what_was_measured_decides_on_stages_places_and_micro_batches() -> None:
     assert 1 < dear.micro_batches < 64
 
 
+def test_gradients_are_added_from_the_second_micro_batch_on() -> None:
+    """A second for those of the network, of which each stage has half; it makes them fewer."""
+    strategy = PipelineParallel(micro_batches=4, pipeline_schedule="gpipe", stages_per_device=1)
+    steps = []
+    for accumulate_s in (0.0, 1.0):
+        case = measured(chain(8), (1.0, 1.0), accumulate_s=accumulate_s)
+        assert case.world is not None
+        plan = strategy.plan(case)
+        assert [len(stage.layers) for stage in plan.stages] == [4, 4]
+        seconds, fabric = case.world.seconds((0, 1)), case.world.fabric((0, 1))
+        steps.append(simulate(strategy.schedule(plan, 0), seconds, fabric).step_s)
+    # of the last stage three times, and of the first once more, when its last pass is through
+    assert steps[1] - steps[0] == pytest.approx(0.5 * (3 + 1))
+    assert PipelineParallel().plan(case).micro_batches < 64
+
+
 def test_every_stage_knows_its_cut() -> None:
     plan = PipelineParallel().plan(problem(facts_of(small_networks.branched(), (1, 6, 6)), (1, 1)))
     first, last = plan.stages
@@ -310,6 +332,23 @@ def test_a_step_by_stage_takes_as_long_as_by_layer(kind: Kind, each: int) -> Non
     by_stage = simulate(coarse, seconds_by_stage(seconds, plan.stages), fabric).step_s
     assert by_stage == pytest.approx(by_layer)
     assert len(coarse) < len(strategy.schedule(plan, 0))
+
+
+def test_a_slower_order_where_memory_does_not_suffice_for_the_faster() -> None:
+    """Over a slow link gpipe is ahead, which holds the maps of all micro-batches."""
+    case = measured(chain(9, crossing=2000), (0.5, 1.0), 64, fixed_s=1e-3)
+    assert case.world is not None
+    slow = replace(case.world, bandwidths=dict.fromkeys(case.world.bandwidths, 2e6))
+    strategy = PipelineParallel(stages_per_device=1, micro_batches=32)
+    plan = strategy.plan(replace(case, world=slow))
+    assert plan.kind == "gpipe"
+    needed = [strategy.peak_bytes(replace(plan, kind=kind)) for kind in ("1f1b", "gpipe")]
+    assert max(needed[0]) < max(needed[1])
+    devices = tuple(
+        replace(d, profile=replace(d.profile, memory_bytes=max(needed[0]))) for d in slow.devices
+    )
+    tight = replace(case, world=replace(slow, devices=devices))
+    assert strategy.plan(tight).kind == "1f1b"
 
 
 def test_one_forward_one_backward_holds_fewer_maps() -> None:

@@ -20,7 +20,7 @@ def peak_bytes(
     network: NetworkFacts,
     samples: int,
     *,
-    optimizer: str,
+    optimizer_states: int,
     element_bytes: int = 4,
     copies_state: bool = False,
     activations: int | None = None,
@@ -34,11 +34,12 @@ def peak_bytes(
     forms, when gradients of all are tried out on a few samples.
 
     Args:
+        optimizer_states: tensors of a parameter's size that the optimizer keeps for it.
         copies_state: a copy of parameters and optimizer state is held besides, as `averaging` does.
         activations: elements of feature maps; those of so many samples where it is not said.
         parameters: trainable parameters that the rank trains; all where it is not said.
     """
-    states = 1 + OPTIMIZER_STATES[optimizer]
+    states = 1 + optimizer_states
     if activations is None:
         activations = kept_activations(network, samples)
     if parameters is None:

@@ -24,7 +24,7 @@ from typing import Any
 from convoy.cost.curve import Curve
 from convoy.errors import ProfileError
 
-VERSION = 1
+VERSION = 2
 STEADY = (1.0,)
 
 

@@ -66,8 +66,8 @@ class World:
     overhead: Overhead | None = None
     """Of the measured all-reduces."""
 
-    def fabric(self, picks: Sequence[int], *, bandwidth: float | None = None) -> Fabric:
-        """Hosts and links of the picked devices; all links between machines at `bandwidth`."""
+    def fabric(self, picks: Sequence[int]) -> Fabric:
+        """Hosts and links of the picked devices."""
         hosts = tuple(self.devices[pick].host for pick in picks)
         used = sorted(set(hosts))
         between: dict[tuple[int, int], float] = {}
@@ -75,7 +75,7 @@ class World:
         for a in used:
             for b in used:
                 if a != b:
-                    between[a, b] = bandwidth or self.bandwidths[a, b]
+                    between[a, b] = self.bandwidths[a, b]
                     latencies[a, b] = self.latencies[a, b]
         up = {a: max((w for (s, _), w in between.items() if s == a), default=1.0) for a in used}
         down = {a: max((w for (_, d), w in between.items() if d == a), default=1.0) for a in used}
@@ -106,6 +106,27 @@ class World:
                 (a, b): w if a == b else bandwidth for (a, b), w in self.bandwidths.items()
             },
         )
+
+    def shortage(self, picks: Sequence[int], needed: Sequence[int]) -> str:
+        """Where the picked devices' memory does not suffice for so many bytes each; '' if it does.
+
+        CPU devices share their machine's memory. One of 0 bytes is not known, and suffices.
+        """
+        on_host: dict[int, int] = {}
+        for pick, size in zip(picks, needed, strict=True):
+            device = self.devices[pick]
+            if device.device == "cpu":  # every GPU has a memory of its own
+                on_host[device.host] = on_host.get(device.host, 0) + size
+        for pick, size in zip(picks, needed, strict=True):
+            device = self.devices[pick]
+            has = device.profile.memory_bytes
+            wants = on_host[device.host] if device.device == "cpu" else size
+            if 0 < has < wants:
+                return (
+                    f"{device.machine} ({device.device}) has {has / 2**30:.1f} GiB of memory, and "
+                    f"about {wants / 2**30:.1f} GiB are needed there. Try a smaller --batch-size"
+                )
+        return ""
 
     def select(self, measured_as: Sequence[int]) -> World:
         """The world with these of the profile's devices only, in this order."""

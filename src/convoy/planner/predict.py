@@ -6,10 +6,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 from convoy.cost.layers import NetworkFacts
-from convoy.cost.memory import OPTIMIZER_STATES, peak_bytes
+from convoy.cost.memory import OPTIMIZER_STATES
 from convoy.cost.schedule import (
     Collective,
     Exchange,
@@ -81,14 +80,12 @@ def predict(
     *,
     draws: int = DRAWS,
     seed: int = 0,
-    bandwidth: float | None = None,
     equal: bool = False,
 ) -> Prediction:
     """What `strategy` costs on these devices.
 
     Args:
         draws: periods of steps to play with drawn variation; 0 plays one without.
-        bandwidth: of all links between machines, in bytes/s, in place of their own.
         equal: plan as if all devices and links were alike.
     """
     picks = tuple(picks)
@@ -101,7 +98,7 @@ def predict(
         )
     # a strategy may leave out who is slower, as `single` does
     picks = tuple(worker.index for worker in plan.problem.workers)
-    fabric = world.fabric(picks, bandwidth=bandwidth)
+    fabric = world.fabric(picks)
     first, count = strategy.period(plan)
     schedules = [strategy.schedule(plan, first + i) for i in range(count)]
     whole = in_a_row(schedules)
@@ -110,8 +107,8 @@ def predict(
     for _ in range(max(1, draws)):
         seconds = world.seconds(picks, luck)
         times.append(simulate(whole, seconds, fabric).step_s / count)
-    memory = memory_of(strategy, plan, optimizer=task.optimizer)
-    reason = _too_large(world, picks, memory)
+    memory = strategy.peak_bytes(plan)
+    reason = world.shortage(picks, memory)
     tenths = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
     return Prediction(
         strategy=strategy,
@@ -125,30 +122,6 @@ def predict(
         feasible=not reason,
         reason=reason,
     )
-
-
-def memory_of(strategy: Strategy, plan: Plan, *, optimizer: str) -> tuple[int, ...]:
-    """Bytes of each rank where it holds most; see `convoy.cost.memory`."""
-    differ = strategy.period(plan)[1] > 1 and len(plan.shares) > 1
-
-    @cache  # of a thousand ranks, many are alike
-    def bytes_of(samples: int, activations: int, parameters: int, copies: bool) -> int:
-        return peak_bytes(
-            plan.problem.network,
-            samples,
-            activations=activations,
-            optimizer=optimizer,
-            element_bytes=plan.problem.element_bytes,
-            parameters=parameters,
-            copies_state=copies or differ,
-        )
-
-    ranks = zip(
-        *(plan.shares, strategy.activations(plan), strategy.parameters(plan)),
-        strategy.copies(plan),
-        strict=True,
-    )
-    return tuple(bytes_of(*rank) for rank in ranks)
 
 
 def play(world: World, prediction: Prediction) -> tuple[Schedule, Played]:
@@ -189,24 +162,6 @@ def _alike(problem: Problem) -> Problem:
     """The problem of someone who knows nothing of devices and links."""
     workers = tuple(replace(worker, seconds=None, weight=1.0) for worker in problem.workers)
     return replace(problem, workers=workers, world=None)
-
-
-def _too_large(world: World, picks: Sequence[int], memory: Sequence[int]) -> str:
-    on_host: dict[int, int] = {}
-    for pick, size in zip(picks, memory, strict=True):
-        device = world.devices[pick]
-        if device.device == "cpu":  # every GPU has a memory of its own
-            on_host[device.host] = on_host.get(device.host, 0) + size
-    for pick, size in zip(picks, memory, strict=True):
-        device = world.devices[pick]
-        has = device.profile.memory_bytes
-        wants = on_host[device.host] if device.device == "cpu" else size
-        if wants > has:
-            return (
-                f"{device.machine} ({device.device}) has {has / 2**30:.1f} GiB of memory, and "
-                f"about {wants / 2**30:.1f} GiB are needed there. Try a smaller --batch-size"
-            )
-    return ""
 
 
 def _link_bytes(

@@ -206,7 +206,7 @@ def _break_even(world: World, task: Task, found: Sequence[Prediction]) -> float 
 
         def pays(bandwidth: float, p: Prediction = p, enough: float = enough) -> bool:
             step = predict(world.at(bandwidth), task, p.strategy, p.picks, draws=0)
-            return step.step_s < enough
+            return step.feasible and _unasked(step) and step.step_s < enough
 
         if pays(best or FASTEST_LINK):
             best = _lowest(pays, best or FASTEST_LINK)

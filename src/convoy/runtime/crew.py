@@ -38,6 +38,7 @@ from convoy.runtime.member_handle import (
     fetch,
     foreign_error,
     hire,
+    note_the_dead,
     stop_all,
 )
 from convoy.runtime.observer import Observer
@@ -119,8 +120,8 @@ class Crew:
                         f"other; go on with --resume {self.journal.folder.path}"
                     )
         finally:
-            everyone = self._members + self._resting
-            dismiss(everyone, self.pool, reusable=tensors is not None)
+            dismiss(self._members, self.pool, reusable=tensors is not None)
+            dismiss(self._resting, self.pool, reusable=False)  # nobody knows how they are
             dismiss(self._recruits.members, self.pool, reusable=False)
 
     def _hire(self, place: Place) -> MemberHandle:
@@ -177,8 +178,8 @@ class Crew:
         lender = self._members[source] if source is not None else None
         ranks = [worker.index for worker in plan.problem.workers]
         self._resting = [m for m in self._members if m.place.index not in ranks]
+        assert lender not in self._resting
         for member in self._resting:
-            member.outcome = None
             self.observer.say(f"the plan has no use for {member.place.machine} now", "warning")
         self._members = [m for m in self._members if m.place.index in ranks]
         self._members.sort(key=lambda member: ranks.index(member.place.index))
@@ -264,8 +265,11 @@ class Crew:
     def _regroup(self) -> Footing:
         """After a formation has ended: who goes on, from which step, with whose state."""
         assert self.formation is not None
-        dead = [s for s in self._members if s.pid is None]
-        self._members = [s for s in self._members if s.pid is not None]
+        note_the_dead(self._resting)
+        dead = [s for s in self._members + self._resting if s.pid is None]
+        # those that rested may have a state to go on from, if all others are gone
+        self._members = [s for s in self._members + self._resting if s.pid is not None]
+        self._resting = []
         candidates = [s for s in self._members if s.outcome and s.outcome.step is not None]
         best = max(candidates, key=committed, default=None)
         saved = self.journal.last_checkpoint
@@ -275,7 +279,6 @@ class Crew:
         self.journal.settle(self.formation.generation, step)
         if self.recoveries and self.recoveries[-1].generation == self.generation:
             self._report(dead, step)
-        self._members += self._resting
         if not self._members and not self._recruits.members:
             raise CrewError(
                 f"every rank is lost; the last step done is {self.journal.last_step}. "
@@ -309,13 +312,15 @@ class Crew:
         assert self.formation is not None
         recovery = self.recoveries[-1]
         recovery.step = max(recovery.step, step)  # the last steps may have been reported since
-        old = list(self.formation.plan.problem.workers)
+        old = [worker.index for worker in self.formation.plan.problem.workers]
+        left = sum(member.place.index in old for member in self._members)
         for member in dead:
-            rank = next(i for i, w in enumerate(old) if w.index == member.place.index)
-            recovery.lost.append(member.place.machine)
+            index, machine = member.place.index, member.place.machine
+            who = f"rank {old.index(index)}" if index in old else "a resting rank"
+            recovery.lost.append(machine)
             self.observer.say(
-                f"rank {rank} on {member.place.machine} died in step {recovery.step}; "
-                f"{len(self._members)} of {len(old)} go on from step {step}",
+                f"{who} on {machine} died in step {recovery.step}; "
+                f"{left} of {len(old)} go on from step {step}",
                 "warning",
             )
         if not dead:

@@ -25,7 +25,8 @@ def plan_for_most(
     Raises:
         UsageError: there is no plan even for one; what was said of all of them.
     """
-    fastest_first = sorted(workers, key=lambda w: (w.index != needed, -w.weight))
+    seconds = _seconds(workers)
+    fastest_first = sorted(workers, key=lambda w: (w.index != needed, seconds[w.index]))
     refusal: UsageError | None = None
     for count in range(len(workers), 0, -1):
         taking_part = {worker.index for worker in fastest_first[:count]}
@@ -35,3 +36,12 @@ def plan_for_most(
             refusal = refusal or error
     assert refusal is not None
     raise refusal
+
+
+def _seconds(workers: Sequence[Worker]) -> dict[int, float]:
+    """By index, what the same work takes: as measured of a whole batch, or by weights."""
+    curves = [worker.seconds for worker in workers if worker.seconds is not None]
+    if len(curves) < len(workers):
+        return {worker.index: 1 / worker.weight for worker in workers}
+    batch = max(curve.samples[-1] for curve in curves)
+    return {w.index: curve(batch) for w, curve in zip(workers, curves, strict=True)}

@@ -107,6 +107,16 @@ def fetch(members: Sequence[MemberHandle], *, patience_s: float = 10.0) -> list[
     return events
 
 
+def note_the_dead(members: Sequence[MemberHandle], *, patience_s: float = 10.0) -> None:
+    """Ask members that nobody waits for whether they live; those that do not lose their `pid`."""
+    asked = [s.actor.poll.remote(s.received) for s in members]
+    for member, answer in zip(members, asked, strict=True):
+        try:
+            ray.get(answer, timeout=patience_s)
+        except (*GONE, GetTimeoutError):
+            member.pid = None
+
+
 def committed(member: MemberHandle) -> int:
     """The step that `member`'s state goes on from; -1 where it has none to offer."""
     step = member.outcome.step if member.outcome else None

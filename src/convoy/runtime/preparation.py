@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from convoy.cost.layers import NetworkFacts, facts_of
+from convoy.cost.memory import OPTIMIZER_STATES
 from convoy.cost.world import World
 from convoy.datasets import DataSet
 from convoy.errors import CheckpointError, UsageError
@@ -72,6 +73,7 @@ class Preparation:
             workers=tuple(workers),
             network=self.facts,
             element_bytes=self.element_bytes,
+            optimizer_states=OPTIMIZER_STATES[self.settings.optimizer],
             mixed=self.settings.precision == "bf16",
             world=self.world,
         )

@@ -28,6 +28,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from convoy.cost.layers import facts_of
+from convoy.cost.memory import OPTIMIZER_STATES
 from convoy.errors import CrewError, UsageError
 from convoy.runtime.checkpoint import newest_checkpoint, parts_for
 from convoy.runtime.concluding import announce, conclude
@@ -96,6 +97,7 @@ def run(job: Job, observer: Observer) -> RunResult | None:
             workers=workers,
             network=facts_of(trainee.model, shape if job.decided.measures else None),
             element_bytes=8 if settings.precision == "fp64" else 4,
+            optimizer_states=OPTIMIZER_STATES[settings.optimizer],
             mixed=settings.precision == "bf16",
         )
     )

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from convoy.cost.equal_nodes import EqualNodes
 from convoy.cost.layers import NetworkFacts
+from convoy.cost.memory import OPTIMIZER_STATES
 from convoy.cost.schedule import Compute, Schedule, in_a_row, sent_by_rank
 from convoy.cost.simulate import simulate
 from convoy.errors import UsageError
-from convoy.planner import memory_of
 from convoy.strategies import Plan, Problem, Strategy, Worker
 
 EXPOSED_ABOVE = 0.1
@@ -127,8 +127,7 @@ def scaling_curve(
         size = workload.samples(count)
         memory = 0
         if count in played:
-            plan = played[count].plan
-            memory = max(memory_of(strategy, plan, optimizer=workload.optimizer))
+            memory = max(strategy.peak_bytes(played[count].plan))
         reason = reasons.get(count) or _too_large(nodes, count, memory)
         if reason:
             found = Skipped(strategy=strategy.name, nodes=count, batch_size=size, reason=reason)
@@ -163,6 +162,7 @@ def _play(nodes: EqualNodes, workload: Workload, strategy: Strategy, count: int)
             workers=workers,
             network=network,
             element_bytes=workload.element_bytes,
+            optimizer_states=OPTIMIZER_STATES[workload.optimizer],
         )
     )
     taking_part = len(plan.shares)

@@ -16,7 +16,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import cache
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from convoy.comm import Comm
 from convoy.cost.curve import Curve
 from convoy.cost.layers import NetworkFacts
-from convoy.cost.memory import kept_activations
+from convoy.cost.memory import kept_activations, peak_bytes
 from convoy.cost.schedule import Schedule
 from convoy.cost.world import World
 from convoy.errors import UsageError
@@ -247,6 +248,27 @@ class Strategy(ABC):
     def copies(self, plan: Plan) -> tuple[bool, ...]:
         """Whether each rank keeps a copy of the whole state, as of the last commit."""
         return (self.parts_state,) * len(plan.shares)
+
+    @final
+    def peak_bytes(self, plan: Plan) -> tuple[int, ...]:
+        """What each rank holds where it holds most; see `convoy.cost.memory`."""
+        problem = plan.problem
+        differ = self.period(plan)[1] > 1 and len(plan.shares) > 1
+
+        @cache  # of a thousand ranks, many are alike
+        def bytes_of(samples: int, activations: int, parameters: int, copies: bool) -> int:
+            return peak_bytes(
+                problem.network,
+                samples,
+                activations=activations,
+                optimizer_states=problem.optimizer_states,
+                element_bytes=problem.element_bytes,
+                parameters=parameters,
+                copies_state=copies or differ,
+            )
+
+        parts = (self.activations(plan), self.parameters(plan), self.copies(plan))
+        return tuple(bytes_of(*rank) for rank in zip(plan.shares, *parts, strict=True))
 
     @abstractmethod
     def plan(self, problem: Problem) -> Plan:

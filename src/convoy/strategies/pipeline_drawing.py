@@ -66,22 +66,29 @@ def draw_pipelines(
     return drawing.schedule()
 
 
+def whole(stage: int) -> str:
+    """What stands for all layers of a stage in a schedule that is not drawn by layer."""
+    return f"all of stage {stage}"  # no layer is called so: names have no spaces
+
+
 def seconds_by_stage(
     seconds: Callable[[Compute], float], stages: Sequence[Stage]
 ) -> Callable[[Compute], float]:
     """What operations of a schedule that is not drawn by layer take."""
 
+    layers = {whole(number): stage.layers for number, stage in enumerate(stages)}
+
     @cache
-    def of_pass(rank: int, phase: Phase, samples: int, stage: int) -> float:
+    def of_pass(rank: int, phase: Phase, samples: int, stage: str) -> float:
         return sum(
             seconds(Compute(rank=rank, phase=phase, samples=samples, layer=layer))
-            for layer in stages[stage].layers
+            for layer in layers[stage]
         )
 
     def of(compute: Compute) -> float:
-        if not compute.layer:
+        if compute.layer not in layers:
             return seconds(compute)
-        return of_pass(compute.rank, compute.phase, compute.samples, int(compute.layer))
+        return of_pass(compute.rank, compute.phase, compute.samples, compute.layer)
 
     return of
 
@@ -108,8 +115,9 @@ class _Sketch:
     ) -> None:
         self._problem, self._stages, self._sizes = problem, stages, sizes
         self._drawing, self._first_rank, self._depth = drawing, ranks[0], len(ranks)
-        self._layers = [s.layers if by_layer else (str(n),) for n, s in enumerate(stages)]
+        self._layers = [s.layers if by_layer else (whole(n),) for n, s in enumerate(stages)]
         """What a pass through each stage is made of."""
+        self._parts = parts_by_stage(problem.network, stages)
         each = len(stages) // self._depth
         self._todo = [
             list(passes(kind, place, self._depth, each, len(sizes))) for place in range(self._depth)
@@ -132,9 +140,11 @@ class _Sketch:
         if end:
             targets = self._send(0, end, batch * TARGET_BYTES)
         while any(self._todo):
+            left = sum(map(len, self._todo))
             for place, todo in enumerate(self._todo):
                 while todo and self._is_ready(todo[0]):
                     self._pass(place, todo.pop(0), targets)
+            assert sum(map(len, self._todo)) < left, "passes wait for one another in a circle"
         loss = self._send(end, 0, self._problem.element_bytes) if end else None
         ended = []
         for place, last in enumerate(self._last):
@@ -185,16 +195,11 @@ class _Sketch:
         if stage not in self._begun:
             self._begun.add(stage)
             return after
-        network, layers = self._problem.network, self._stages[stage].layers
         accumulate = Compute(
             rank=self._first_rank + place,
             phase="accumulate",
             samples=0,
-            part=sum(
-                part_of(network, layer)
-                for layer in layers_or_whole(network)
-                if layer.name in layers
-            ),
+            part=self._parts[stage],
             after=after,
         )
         return (self._drawing.add(accumulate),)
@@ -211,6 +216,12 @@ class _Sketch:
         sent = self._drawing.add(transfer)
         self._sent[source, destination] = sent
         return sent
+
+
+def parts_by_stage(network: NetworkFacts, stages: Sequence[Stage]) -> list[float]:
+    """Which part of all parameters each stage has."""
+    of = {layer.name: part_of(network, layer) for layer in layers_or_whole(network)}
+    return [sum(of[name] for name in stage.layers) for stage in stages]
 
 
 def parameters_by_place(

@@ -8,14 +8,16 @@ they have: with v stages on each a pipeline stands empty for a v-th of the time,
 travels. A micro-batch comes out as often as the busiest device is through with all its stages, if
 devices drift apart from round to round as they like, and as often as the longest stages of all
 rounds take together if they do not at all. With b halfway between, or of the busiest link if that
-takes longer, and M micro-batches
+takes longer, t the sum over all devices and links, and M micro-batches
 
-    seconds of a step  =  max(M b, the sum over devices and links)  +  that of all but b, by v
+    seconds of a step  =  the longer of  M b + (t - b) / v  and  t + (M - 1) b / v
 
-which is about what a step takes: a device is idle in its first round until the first micro-batch
-has come to it and, where micro-batches are few, between its rounds until one has gone through all.
-`best_loop` finds the least of it over all cuts, or where those are too many over cuts at the places
-that divide the work most evenly; devices stay in their order.
+which is about what a step takes. The first is that of a busiest device which is idle in its first
+round only, until the first micro-batch has come to it. The second holds where micro-batches are
+fewer than devices, so that all wait between their rounds until one has gone through all.
+`best_loop` finds the least of it over all cuts, or where those are too many begins at the best of
+those places that divide the work most evenly, and moves one cut at a time; devices stay in their
+order.
 
 Source: D. Narayanan et al., "Efficient large-scale language model training on GPU clusters using
 Megatron-LM", SC 2021, section 2.2, where devices and stages are alike.
@@ -50,12 +52,30 @@ def best_loop(
     Returns:
         An end for each stage; devices as they are given.
     """
-    depth = len(devices)
-    count = depth * stages_each
+    count = len(devices) * stages_each
     bounds = _divisions(costs.stages[devices[0]][0, 1:], count)
+    found, least = bounds[0], numpy.inf
+    while True:
+        seconds = _seconds(costs, devices, bounds, micro_batches)
+        best = int(seconds.argmin())
+        if seconds[best] >= least:
+            break
+        found, least = bounds[best], float(seconds[best])
+        bounds = _neighbours(found)
+    return Partition(
+        devices=tuple(devices), ends=tuple(int(end) for end in found[1:]), seconds=least
+    )
+
+
+def _seconds(
+    costs: Costs, devices: Sequence[int], bounds: NDArray[numpy.intp], micro_batches: int
+) -> Array:
+    """Of each of these divisions, as above."""
+    depth, count = len(devices), bounds.shape[1] - 1
+    rounds = count // depth
     stages = numpy.stack(
         [costs.stages[devices[s % depth], bounds[:, s], bounds[:, s + 1]] for s in range(count)]
-    ).reshape(stages_each, depth, -1)
+    ).reshape(rounds, depth, -1)
     links: dict[frozenset[int], tuple[Array, Array]] = {}
     for stage in range(count - 1):
         here, there = devices[stage % depth], devices[(stage + 1) % depth]
@@ -68,14 +88,22 @@ def best_loop(
     halfway = (stages.sum(0).max(0) + stages.max(1).sum(0)) / 2
     busiest = numpy.maximum.reduce([halfway, *(busy for busy, _ in links.values())])
     through = stages.sum((0, 1)) + sum(both for _, both in links.values())
-    fill = numpy.maximum(0.0, through - busiest) / stages_each
-    seconds = numpy.maximum(micro_batches * busiest, through) + fill + costs.first[devices[0]]
-    best = int(seconds.argmin())
-    return Partition(
-        devices=tuple(devices),
-        ends=tuple(int(end) for end in bounds[best, 1:]),
-        seconds=float(seconds[best]),
-    )
+    steady = micro_batches * busiest + numpy.maximum(0.0, through - busiest) / rounds
+    few = through + (micro_batches - 1) * busiest / rounds
+    longer: Array = numpy.maximum(steady, few) + costs.first[devices[0]]
+    return longer
+
+
+def _neighbours(bounds: NDArray[numpy.intp]) -> NDArray[numpy.intp]:
+    """This division, and those that differ from it in one cut."""
+    found = [bounds]
+    for cut in range(1, len(bounds) - 1):
+        for place in range(int(bounds[cut - 1]) + 1, int(bounds[cut + 1])):
+            if place != bounds[cut]:
+                moved = bounds.copy()
+                moved[cut] = place
+                found.append(moved)
+    return numpy.stack(found)
 
 
 def _divisions(work: Array, count: int) -> NDArray[numpy.intp]:

@@ -55,7 +55,7 @@ from convoy.strategies.pipeline_drawing import (
     parameters_by_place,
     seconds_by_stage,
 )
-from convoy.strategies.pipeline_orders import KINDS, Kind, micro_batch_sizes, passes
+from convoy.strategies.pipeline_orders import KINDS, Kind, micro_batch_sizes, passes, takes_turns
 from convoy.strategies.pipeline_stages import Asked, Division, Stage, divisions
 
 
@@ -71,6 +71,13 @@ class PipelinePlan(Plan):
     """Of a pipeline's part of a full batch."""
     kind: Kind
     """The order of passes."""
+
+    @property
+    def order(self) -> Kind:
+        """That of a full batch: not every number of micro-batches can be computed as 1f1b."""
+        number = micro_batch_sizes(self.problem.network, max(self.shares), self.micro_batches)
+        turns = takes_turns(self.kind, self.depth, self.stages_per_device, len(number))
+        return "1f1b" if turns else "gpipe"
 
     @property
     def pipelines(self) -> int:
@@ -111,7 +118,7 @@ class PipelinePlan(Plan):
             "pipelines": self.pipelines,
             "stages_per_device": self.stages_per_device,
             "micro_batches": self.micro_batches,
-            "pipeline_schedule": self.kind,
+            "pipeline_schedule": self.order,
         }
 
     @property
@@ -185,15 +192,16 @@ class PipelineParallel(PartingStrategy):
         return self._best([plan, *(replace(plan, kind=kind) for kind in kinds[1:])])
 
     def _best(self, plans: Sequence[PipelinePlan]) -> PipelinePlan:
-        """The one with the shortest step."""
-        return plans[0] if len(plans) == 1 else min(plans, key=self._step_s)
+        """The one with the shortest step, of those for which there is memory if there are any."""
+        return plans[0] if len(plans) == 1 else min(plans, key=self._cost)
 
-    def _step_s(self, plan: PipelinePlan) -> float:
+    def _cost(self, plan: PipelinePlan) -> tuple[bool, float]:
         world = plan.problem.world
         assert world is not None  # else there is one plan only
         picks = tuple(worker.index for worker in plan.problem.workers)
         seconds = seconds_by_stage(world.seconds(picks), plan.stages)
-        return simulate(_drawn(plan, by_layer=False), seconds, world.fabric(picks)).step_s
+        step_s = simulate(_drawn(plan, by_layer=False), seconds, world.fabric(picks)).step_s
+        return bool(world.shortage(picks, self.peak_bytes(plan))), step_s
 
     def activations(self, plan: Plan) -> tuple[int, ...]:
         """A stage's maps of the micro-batches under way, and all that travels in a step."""

@@ -14,6 +14,7 @@ Each tensor has a tag of its own, since maps and gradients of several stages may
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -37,9 +38,6 @@ from convoy.strategies.pipeline_orders import Kind, micro_batch_sizes, takes_tur
 from convoy.strategies.pipeline_stages import Stage
 from convoy.strategies.shares import cut
 from convoy.strategies.stage_module import StageModule, Wire, parts_of
-
-logging.getLogger("torch.distributed.pipelining.schedules").setLevel(logging.CRITICAL)
-"""They would print whole schedules where a peer is lost, which the crew sees to."""
 
 _Schedule = ScheduleGPipe | Schedule1F1B | ScheduleLoopedBFS | ScheduleInterleaved1F1B
 
@@ -106,7 +104,7 @@ class PipelineRank:
         Schedules, stages and this refer to one another, and may be there for long.
         """
         for stage in self._stages:
-            stage.group = None
+            stage.group, stage.own = None, ()
         self._stages.clear()
         self._schedules.clear()
         self._group = self._replicas = None
@@ -140,17 +138,18 @@ class PipelineRank:
         if sizes not in self._schedules:
             self._schedules[sizes] = self._schedule(sizes, batch.inputs)
         schedule = self._schedules[sizes]
-        if self._place == 0:
-            comm.send_async(batch.targets.to("cpu"), self._last)
-            schedule.step(batch.inputs, return_outputs=False)
-            comm.receive(self._loss_sum, self._last)
-        elif self._place < self._depth - 1:
-            schedule.step(return_outputs=False)
-        else:
-            targets = torch.empty(samples, dtype=torch.int64)
-            comm.receive(targets, self._first)
-            schedule.step(target=targets.to(self._rank.device), return_outputs=False)
-            comm.send_async(self._loss_sum, self._first)
+        with _silent():
+            if self._place == 0:
+                comm.send_async(batch.targets.to("cpu"), self._last)
+                schedule.step(batch.inputs, return_outputs=False)
+                comm.receive(self._loss_sum, self._last)
+            elif self._place < self._depth - 1:
+                schedule.step(return_outputs=False)
+            else:
+                targets = torch.empty(samples, dtype=torch.int64)
+                comm.receive(targets, self._first)
+                schedule.step(target=targets.to(self._rank.device), return_outputs=False)
+                comm.send_async(self._loss_sum, self._first)
 
     def _sum_gradients(self, replicas: Team) -> None:
         """Of this rank's stages, over all pipelines; one without samples has zeros.
@@ -181,7 +180,7 @@ class PipelineRank:
             self._stage(stage, module, sizes, images) for stage, module in self._modules.items()
         ]
         for stage in stages:
-            stage.joins(self._comm, sizes, stages)
+            stage.own = stages
         self._stages += stages
         in_turns = takes_turns(self._kind, self._depth, len(stages), len(sizes))
         if len(stages) == 1:
@@ -208,6 +207,8 @@ class PipelineRank:
             input_args=(comes,),
             output_args=(goes,),
             group=self._group,
+            comm=self._comm,
+            sizes=sizes,
         )
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -216,6 +217,18 @@ class PipelineRank:
         loss = self._rank.loss(nn.Identity(), part)
         self._loss_sum += loss.detach().to(self._loss_sum)
         return loss / self._batch.step_samples
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """torch prints its whole schedule where a peer is lost, which the crew sees to."""
+    logger = logging.getLogger("torch.distributed.pipelining.schedules")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _buckets(parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, nn.Parameter]]:
@@ -233,14 +246,17 @@ def _buckets(parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, nn.Pa
 class _Stage(PipelineStage):
     """torch's, but for how tensors travel."""
 
-    def joins(self, comm: Comm, sizes: Sequence[int], stages: Sequence[_Stage]) -> None:
-        """Say what it sends and receives with.
+    def __init__(self, *args: Any, comm: Comm, sizes: Sequence[int], **kwargs: Any) -> None:
+        """As torch's.
 
         Args:
+            comm: what it sends and receives with.
             sizes: samples, by micro-batch.
-            stages: of the same rank.
         """
-        self._comm, self._sizes, self._own = comm, sizes, stages
+        super().__init__(*args, **kwargs)
+        self._comm, self._sizes = comm, sizes
+        self.own: Sequence[_Stage] = (self,)
+        """All stages of this rank."""
         self._maps: list[Callable[[], Any]] = []
         self._gradients: list[Callable[[], Any]] = []
 
@@ -276,7 +292,7 @@ class _Stage(PipelineStage):
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         """Wait for the maps, then compute; every step begins with this, of one stage or other."""
         if not self._maps:
-            for stage in self._own:
+            for stage in self.own:
                 stage.ask()
         self._maps[fwd_chunk_id]()
         return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)

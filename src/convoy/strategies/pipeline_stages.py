@@ -220,7 +220,8 @@ def _candidates(problem: Problem, stages: int, samples: int) -> list[int]:
     most = min(MOST, most_micro_batches(problem.network, samples))
     if problem.world is None:
         return [min(most, BY_STAGE * stages)]
-    return sorted({*(2**i for i in range(most.bit_length())), most})
+    doubled = {base * 2**i for base in (1, stages) for i in range(most.bit_length())}
+    return sorted({number for number in doubled if number <= most} | {most})
 
 
 def _partitions(
