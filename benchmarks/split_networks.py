@@ -91,13 +91,16 @@ HYBRID = (
     Way(machines=4, strategy="hybrid", options={"exchange": "gather"}),
 )
 ALEXNET = {"network": "narrow:alexnet", "batch_size": 256, "images": narrow.IMAGES, "ways": HYBRID}
-EIGHT: dict[str, Any] = {"micro_batches": 8}
 PIPELINE = (
     ALONE,
-    Way(machines=2, strategy="pipeline", options=EIGHT, equal=True),
+    Way(machines=2, strategy="pipeline", options={"micro_batches": 8}, equal=True),
     *(
-        Way(machines=2, strategy="pipeline", options=EIGHT | {"stages_per_device": each})
-        for each in (1, 2)
+        Way(
+            machines=2,
+            strategy="pipeline",
+            options={"micro_batches": number, "stages_per_device": each},
+        )
+        for number, each in ((8, 1), (8, 2), (4, 1), (4, 2))
     ),
     Way(machines=2, strategy="pipeline"),
 )
