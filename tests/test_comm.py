@@ -79,7 +79,7 @@ def pair() -> Iterator[tuple[Comm, Peer]]:
 
 def test_verbs_between_two_ranks(pair: tuple[Comm, Peer]) -> None:
     comm, peer = pair
-    assert comm.take() == Traffic(sent_bytes=0, blocked_s=0.0)
+    assert comm.take() == Traffic(sent_to={}, blocked_s=0.0)
 
     peer.does("comm.all_reduce(torch.tensor([10.0, 20.0, 30.0]))")
     tensor = torch.tensor([1.0, 2.0, 3.0])
@@ -88,7 +88,7 @@ def test_verbs_between_two_ranks(pair: tuple[Comm, Peer]) -> None:
     traffic = comm.take()
     assert traffic.sent_bytes == 12  # 2 (n - 1) / n * 3 * 4 bytes
     assert 0 < traffic.blocked_s < TIMEOUT_S
-    assert comm.take() == Traffic(sent_bytes=0, blocked_s=0.0)
+    assert comm.take() == Traffic(sent_to={}, blocked_s=0.0)
 
     peer.does("comm.all_reduce_async(torch.ones(5, dtype=torch.bfloat16)).wait()")
     future = comm.all_reduce_async(torch.ones(5, dtype=torch.bfloat16))
@@ -146,13 +146,13 @@ def test_the_time_since_the_last_asynchronous_verb_is_blocked(
     now = 103.5
     comm.settle()
     comm.settle()
-    assert comm.take() == Traffic(sent_bytes=16, blocked_s=0.5)
+    assert comm.take() == Traffic(sent_to={1: 16}, blocked_s=0.5)
 
     comm.all_reduce_async(torch.zeros(2))
     comm.count_sum((0, 1), 0, 0.25)  # another verb, meanwhile
     now = 104.0
     comm.settle()
-    assert comm.take() == Traffic(sent_bytes=8, blocked_s=0.5)
+    assert comm.take() == Traffic(sent_to={1: 8}, blocked_s=0.5)
     comm.all_reduce_async(torch.zeros(2))
     comm.take()
     now = 110.0
@@ -181,7 +181,7 @@ def test_alone_every_verb_is_a_no_op() -> None:
     comm.settle()
     assert tensor.tolist() == [1, 2]
     assert comm.maximum([3.0, 4.0], CPU) == [3.0, 4.0]
-    assert comm.take() == Traffic(sent_bytes=0, blocked_s=0.0)
+    assert comm.take() == Traffic(sent_to={}, blocked_s=0.0)
     comm.close()
     assert not dist.is_initialized()
 

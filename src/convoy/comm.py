@@ -30,8 +30,14 @@ from convoy.cost.schedule import ring_share
 class Traffic:
     """What a rank sent, and for how long communication held it up."""
 
-    sent_bytes: int
+    sent_to: dict[int, int]
+    """Bytes by the rank that they went to."""
     blocked_s: float
+
+    @property
+    def sent_bytes(self) -> int:
+        """All of them."""
+        return sum(self.sent_to.values())
 
 
 class PeerLostError(Exception):
@@ -64,7 +70,8 @@ class Comm:
         self._timeout = timedelta(seconds=timeout_s)
         self._reduced: Counter[tuple[int, ...]] = Counter()
         """Bytes of sums, by the ranks that take part."""
-        self._direct_bytes = 0
+        self._direct: Counter[int] = Counter()
+        """Bytes of all else, by the rank that they go to."""
         self._blocked_s = 0.0
         self._last_issue_s: float | None = None
         self._blocked_before_s = 0.0
@@ -144,8 +151,8 @@ class Comm:
             with peer_loss():
                 dist.broadcast(tensor, source)
             if self.rank == source:
-                size = tensor.numel() * tensor.element_size()
-                self._direct_bytes += size * (self.world_size - 1)
+                for other in range(self.world_size):
+                    self._direct[other] += tensor.nbytes if other != source else 0
             self._blocked_s += time.perf_counter() - started
 
     def send(self, tensor: Tensor, destination: int) -> None:
@@ -153,7 +160,7 @@ class Comm:
         started = time.perf_counter()
         with peer_loss():
             dist.send(tensor, destination)
-        self._direct_bytes += tensor.numel() * tensor.element_size()
+        self._direct[destination] += tensor.nbytes
         self._blocked_s += time.perf_counter() - started
 
     def receive(self, tensor: Tensor, source: int) -> None:
@@ -171,7 +178,7 @@ class Comm:
         with peer_loss():
             work = dist.isend(tensor, destination, tag=tag)
         assert work is not None  # both are of the group
-        self._direct_bytes += tensor.numel() * tensor.element_size()
+        self._direct[destination] += tensor.nbytes
         self._under_way.append((work, tensor))
 
     def receive_async(self, tensor: Tensor, source: int, tag: int = 0) -> Callable[[], Tensor]:
@@ -211,12 +218,15 @@ class Comm:
 
     def take(self) -> Traffic:
         """Return what was sent and waited for since the last call, and start anew."""
-        sent = self._direct_bytes
+        sent = Counter(self._direct)
         for ranks, size in self._reduced.items():
-            sent += ring_share(size, len(ranks), ranks.index(self.rank))
-        traffic = Traffic(sent_bytes=sent, blocked_s=self._blocked_s)
+            position = ranks.index(self.rank)
+            following = ranks[(position + 1) % len(ranks)]
+            sent[following] += ring_share(size, len(ranks), position)
+        sent_to = {rank: size for rank, size in sorted(sent.items()) if size}
+        traffic = Traffic(sent_to=sent_to, blocked_s=self._blocked_s)
         self._reduced.clear()
-        self._direct_bytes = 0
+        self._direct.clear()
         self._blocked_s = 0.0
         self._last_issue_s = None
         return traffic

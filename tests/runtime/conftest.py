@@ -76,6 +76,7 @@ def record(shares_of: dict[int, Sequence[int]]) -> MakeRecord:
             "compute_s": 0.75,
             "blocked_s": 0.25,
             "sent_bytes": 100,
+            "sent_to": {1 - rank: 100},
             "loss": 2.0,
             "time": 1000.0,
         } | changes

@@ -89,6 +89,7 @@ def test_what_a_line_holds(
         "comm_s": 0.0,
         "wall_s": 1.0,
         "sent_bytes": 100,
+        "sent_to": {"0": 100},
         "loss": 2.0,
         "time": 1000.0,
     }
@@ -111,7 +112,7 @@ def test_a_lost_rank_has_samples_but_no_times(
     (step,) = logbook.settle(1, 1)
     lost = step.ranks[1]
     assert (lost["first"], lost["samples"], lost["machine"]) == (2, 1, "m1")
-    for key in ("compute_s", "wait_s", "comm_s", "wall_s", "sent_bytes", "loss", "time"):
+    for key in ("compute_s", "wait_s", "comm_s", "wall_s", "sent_bytes", "sent_to", "loss", "time"):
         assert lost[key] is None
     assert (step.samples, step.loss, step.wall_s) == (4, (2 * 1.0 + 1 * 4.0) / 3, 1.0)
     assert column(step, "comm_s") == [0.25, None, 0.25]

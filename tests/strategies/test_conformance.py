@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from convoy.cost.schedule import sent_bytes
+from convoy.cost.schedule import sent_by_link, sent_bytes
 
 from .harness import Crew, Halt, job_for, plan_of
 from .reference import assert_equal, first_part, train_alone
@@ -183,8 +183,11 @@ def test_bytes_sent_are_those_in_the_schedule(
     assert len(reports) == len(plan.shares)
     for report in reports:
         for step in (0, 1, 3, 4):  # full batches; the last step may bring one more average
-            expected = sent_bytes(job.strategy.schedule(plan, step), report.rank)
-            assert report.records[step]["sent_bytes"] == expected, f"step {step}"
+            schedule, record = job.strategy.schedule(plan, step), report.records[step]
+            links = sent_by_link(schedule).items()
+            expected = {to: size for (rank, to), size in links if rank == report.rank}
+            assert record["sent_to"] == expected, f"step {step}"
+            assert record["sent_bytes"] == sent_bytes(schedule, report.rank)
 
 
 @every_row

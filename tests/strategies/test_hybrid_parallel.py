@@ -146,7 +146,7 @@ def test_fewer_bytes_and_less_memory_than_data() -> None:
     assert split.copies(plan) == (True, False)
 
     def peak(parameters: int, maps: int) -> int:
-        return peak_bytes(network, 0, optimizer="sgd", parameters=parameters, activations=maps)
+        return peak_bytes(network, 0, optimizer_states=1, parameters=parameters, activations=maps)
 
     # parameters, gradients, momentum; all of them once, but without maps
     assert peak(2960, 10_000) - peak(1480, 10_000) == 4 * 3 * 1480

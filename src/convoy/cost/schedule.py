@@ -140,6 +140,35 @@ def sent_bytes(schedule: Iterable[Operation], rank: int) -> int:
     return sent_by_rank(schedule, rank + 1)[rank]
 
 
+def sent_by_link(schedule: Iterable[Operation]) -> dict[tuple[int, int], float]:
+    """Payload bytes by the rank that sends and the rank that receives.
+
+    A sum goes round a ring, from each rank to the next; what an `Exchange` sends goes to all others
+    alike. Links that nothing crosses are not there.
+    """
+    sent: defaultdict[tuple[int, int], float] = defaultdict(int)
+    reduced: defaultdict[tuple[int, ...], int] = defaultdict(int)
+    for operation in schedule:
+        match operation:
+            case Transfer(source=source, destination=destination, payload_bytes=size):
+                sent[source, destination] += size
+            case Collective(kind="all-reduce", ranks=ranks, payload_bytes=size):
+                reduced[ranks] += size
+            case Collective(kind="broadcast", ranks=(source, *others), payload_bytes=size):
+                for other in others:
+                    sent[source, other] += size
+            case Exchange(ranks=ranks, sends=sends):
+                for rank, size in zip(ranks, sends, strict=True):
+                    for other in ranks:
+                        if other != rank:
+                            sent[rank, other] += size / (len(ranks) - 1)
+    for ranks, size in reduced.items():
+        for position, rank in enumerate(ranks):
+            following = ranks[(position + 1) % len(ranks)]
+            sent[rank, following] += ring_share(size, len(ranks), position)
+    return {link: size for link, size in sent.items() if size}
+
+
 def sent_by_rank(schedule: Iterable[Operation], num_ranks: int) -> list[int]:
     """Payload bytes that each of the first `num_ranks` ranks sends in `schedule`."""
     sent: defaultdict[int, int] = defaultdict(int)

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from convoy.cost.layers import NetworkFacts
 from convoy.cost.memory import OPTIMIZER_STATES
-from convoy.cost.schedule import (
-    Collective,
-    Exchange,
-    Operation,
-    Schedule,
-    Transfer,
-    in_a_row,
-    sent_by_rank,
-)
+from convoy.cost.schedule import Schedule, in_a_row, sent_by_link, sent_by_rank
 from convoy.cost.simulate import Played, simulate
 from convoy.cost.world import World
 from convoy.errors import UsageError
@@ -167,30 +158,11 @@ def _alike(problem: Problem) -> Problem:
 def _link_bytes(
     world: World, picks: Sequence[int], schedule: Schedule, steps: int
 ) -> dict[str, float]:
-    """Bytes per step between machines; a rank of a ring sends to the next one."""
-    transfers = [operation for operation in schedule if isinstance(operation, Transfer)]
-    exchanges = [operation for operation in schedule if isinstance(operation, Exchange)]
-    sums: dict[tuple[int, ...], list[Operation]] = defaultdict(list)
-    for operation in schedule:
-        if isinstance(operation, Collective):
-            sums[operation.ranks].append(operation)
-    sent: list[tuple[int, int, float]] = []
-    for ranks, operations in sums.items():
-        sizes = sent_by_rank(operations, len(picks))
-        rings = zip(ranks, (*ranks[1:], ranks[0]), strict=True)
-        sent += [(rank, after, sizes[rank]) for rank, after in rings]
-    sent += [(t.source, t.destination, t.payload_bytes) for t in transfers]
-    sent += [  # to all others alike
-        (rank, to, size / (len(e.ranks) - 1))
-        for e in exchanges
-        for rank, size in zip(e.ranks, e.sends, strict=True)
-        for to in e.ranks
-        if to != rank
-    ]
+    """Bytes per step between machines."""
     links: dict[str, float] = {}
-    for rank, other, size in sent:
+    for (rank, other), size in sent_by_link(schedule).items():
         source, target = world.devices[picks[rank]], world.devices[picks[other]]
-        if size and source.host != target.host:
+        if source.host != target.host:
             name = f"{source.machine} -> {target.machine}"
             links[name] = links.get(name, 0.0) + size / steps
     return links

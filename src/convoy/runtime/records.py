@@ -125,8 +125,8 @@ class Logbook:
             }
             got = ranks.get(rank)
             if got is None:
-                nothing = ("compute_s", "wait_s", "comm_s", "wall_s", "sent_bytes", "loss", "time")
-                row |= dict.fromkeys(nothing)
+                row |= dict.fromkeys(("compute_s", "wait_s", "comm_s", "wall_s"))
+                row |= dict.fromkeys(("sent_bytes", "sent_to", "loss", "time"))
             else:
                 row |= {
                     "first": got["first"],
@@ -136,6 +136,7 @@ class Logbook:
                     "comm_s": comm_s,
                     "wall_s": got["wall_s"],
                     "sent_bytes": got["sent_bytes"],
+                    "sent_to": {str(to): size for to, size in got["sent_to"].items()},
                     "loss": got["loss"],
                     "time": got["time"],
                 }

@@ -50,6 +50,7 @@ class StepClock:
             "compute_s": max(0.0, wall_s - self._traffic.blocked_s),
             "blocked_s": self._traffic.blocked_s,
             "sent_bytes": self._traffic.sent_bytes,
+            "sent_to": self._traffic.sent_to,
             "loss": float(loss_sum.detach()) / batch.samples if batch.samples else None,
             "time": time.time(),
         }
