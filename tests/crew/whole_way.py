@@ -11,6 +11,7 @@ import convoy
 from convoy.runtime import comparing, link_timer, ray_session, survey
 
 NETWORK, DATA = "chavan:3-8-16-10", "digits"
+COMPARED = ("single", "data", "averaging", "pipeline")
 OPTIONS: dict[str, Any] = {"workers": 2, "batch_size": 32, "memory_format": "contiguous"}
 
 
@@ -58,6 +59,7 @@ if __name__ == "__main__":
         comparison = convoy.compare(
             NETWORK,
             **{"data": DATA, "repeats": 1, "equal": True, "each_single": True, "out": "compared"},
+            strategies=COMPARED,
             **{"target_accuracy": 0.01, "steps": 16, "lr": 0.01, "observer": watch, **OPTIONS},
         )
     assert result is not None
