@@ -250,7 +250,7 @@ class PipelineParallel(PartingStrategy):
             yield from train_in_parts(rank, PartedState(rank, {}), step, snapshot_every=every)
             return
         # It brings much of torch along, which takes seconds and only ranks want.
-        from convoy.strategies.pipeline_stage import PipelineRank
+        from convoy.strategies.pipeline_rank import PipelineRank
 
         shares = plan.shares[:: plan.depth]
         with PipelineRank(rank, plan.stages, shares, plan.micro_batches, plan.kind) as own:
