@@ -78,17 +78,17 @@ def _why_not(
     assert p.plan is not None
     share = p.plan.shares[p.picks.index(pick)]
     longer = (
-        f"Leave {name} out: with it a step takes {p.step_s * 1e3:.0f} ms instead of "
-        f"{best.step_s * 1e3:.0f}"
+        f"Leave {name} out: with it a step takes {_ms(p.step_s)} ms instead of "
+        f"{_ms(best.step_s)}"
     )
     if not share:  # it is not samples that it would get
         return f"{longer}."
     alone = world.step_curve(pick, len(p.picks))(share)
     cause = (
-        f"its {share} of {task.batch_size} samples take it {alone * 1e3:.0f} ms, and the exchange "
+        f"its {share} of {task.batch_size} samples take it {_ms(alone)} ms, and the exchange "
         "the rest"
         if alone < p.step_s
-        else f"even {share} of {task.batch_size} samples take it {alone * 1e3:.0f} ms"
+        else f"even {share} of {task.batch_size} samples take it {_ms(alone)} ms"
     )
     return f"{longer}: {cause}."
 
@@ -110,6 +110,11 @@ def _name(world: World, pick: int) -> str:
     if len(same) == 1:
         return device.machine
     return f"{device.machine} ({device.device}, {same.index(pick) + 1} of {len(same)})"
+
+
+def _ms(seconds: float) -> str:
+    """Milliseconds to three digits, so that a GPU's few can be told apart."""
+    return f"{seconds * 1e3:.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"
 
 
 def _bits(bits_s: float) -> str:
