@@ -94,7 +94,7 @@ def test_the_contract_and_the_closed_form(convoy: Convoy) -> None:
     assert (ran.status, ran.err) == (0, "")
     assert all(plan.keys() >= KEYS for plan in found["plans"])
     assert {plan["strategy"] for plan in found["plans"]} == {
-        *("single", "data", "averaging", "filter", "hybrid", "pipeline")
+        *("single", "data", "averaging", "downpour", "filter", "hybrid", "pipeline")
     }
     steps = [plan["step_s"] for plan in found["plans"]]
     assert steps == sorted(steps)

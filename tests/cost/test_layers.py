@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +22,10 @@ def test_a_convolution_and_its_normalisation() -> None:
         num_parameters=3 * 8 * 25 + 8 + 2 * 8 + 8 * 2 + 2,
         num_buffers=2 * 8,  # not the number of batches, which is an integer
         batch_norm_channels=(8,),
+        shapes=(
+            *(("0.weight", (8, 3, 5, 5)), ("0.bias", (8,)), ("1.weight", (8,)), ("1.bias", (8,))),
+            *(("3.weight", (2, 8)), ("3.bias", (2,))),
+        ),
     )
 
 
@@ -68,7 +74,10 @@ def test_buffers_that_are_not_saved_count_too() -> None:
 def test_nothing_is_allocated() -> None:
     with torch.device("meta"):
         network = networks.build("vgg16", input_shape=(3, 224, 224), num_classes=1000)
-    assert facts_of(network) == NetworkFacts(num_parameters=138_357_544, num_buffers=0)
+    facts = facts_of(network)
+    assert replace(facts, shapes=()) == NetworkFacts(num_parameters=138_357_544, num_buffers=0)
+    assert sum(math.prod(shape) for _, shape in facts.shapes) == facts.num_parameters
+    assert facts.shapes[0] == ("conv1_1.weight", (64, 3, 3, 3))
 
 
 GOOGLENET = """7x7 150528 1843968 9408 802816; 3x3 200704 1806336 110592 602112

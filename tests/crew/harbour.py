@@ -113,6 +113,10 @@ class Watch:
         if self.deed == "interrupt":
             os.kill(os.getpid(), signal.SIGINT)
             return
+        if self.deed == "kill shard":
+            children = psutil.Process().children(recursive=True)
+            next(c for c in children if c.name().startswith("ray::Shard")).kill()
+            return
         if self.deed == "kill and interrupt":
             self.hit(self.shares, signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGINT)

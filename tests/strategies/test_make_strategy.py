@@ -38,9 +38,12 @@ def test_every_strategy_is_a_frozen_configuration_under_its_own_name(name: str) 
     [
         (
             "date",
-            r"unknown strategy 'date'\. Nearest: data\. Known: averaging, data, filter,",
+            r"unknown strategy 'date'\. Nearest: data\. Known: averaging, data, downpour,",
         ),
-        ("", r"unknown strategy ''\. Known: averaging, data, filter, hybrid, pipeline, single"),
+        (
+            "",
+            r"unknown strategy ''\. Known: averaging, data, downpour, filter, hybrid, pipeline",
+        ),
         ("DATA", r"unknown strategy 'DATA'\. Nearest: data\."),
     ],
 )
@@ -62,7 +65,7 @@ def test_an_option_that_no_strategy_has() -> None:
         (
             "single",
             {"wire": "fp32"},
-            "--wire belongs to --strategy data or filter; 'single'",
+            "--wire belongs to --strategy data or downpour or filter; 'single'",
         ),
     ],
 )

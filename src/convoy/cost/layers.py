@@ -71,6 +71,8 @@ class NetworkFacts:
     """In order of execution; () where nobody has looked how images go through."""
     cuts: Cuts = UNKNOWN
     """Where it can be cut in two."""
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """Names and shapes of the trainable parameters, in module order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,7 @@ def facts_of(network: nn.Module, input_shape: tuple[int, ...] | None = None) -> 
     return NetworkFacts(
         layers=_sizes(network, layers_of(network, input_shape)) if input_shape else (),
         cuts=cuts_of(network, names, input_shape) if input_shape else UNKNOWN,
+        shapes=tuple((n, tuple(p.shape)) for n, p in network.named_parameters() if p.requires_grad),
         num_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
         num_buffers=sum(b.numel() for b in network.buffers() if b.is_floating_point()),
         batch_norm_channels=tuple(

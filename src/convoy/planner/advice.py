@@ -78,8 +78,7 @@ def _why_not(
     assert p.plan is not None
     share = p.plan.shares[p.picks.index(pick)]
     longer = (
-        f"Leave {name} out: with it a step takes {_ms(p.step_s)} ms instead of "
-        f"{_ms(best.step_s)}"
+        f"Leave {name} out: with it a step takes {_ms(p.step_s)} ms instead of {_ms(best.step_s)}"
     )
     if not share:  # it is not samples that it would get
         return f"{longer}."

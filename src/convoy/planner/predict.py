@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from convoy.cost.layers import NetworkFacts
 from convoy.cost.memory import OPTIMIZER_STATES
-from convoy.cost.schedule import Schedule, in_a_row, sent_by_link, sent_by_rank
+from convoy.cost.schedule import Schedule, sent_by_link, sent_by_rank
 from convoy.cost.simulate import Played, simulate
 from convoy.cost.world import World
 from convoy.errors import UsageError
@@ -90,9 +90,7 @@ def predict(
     # a strategy may leave out who is slower, as `single` does
     picks = tuple(worker.index for worker in plan.problem.workers)
     fabric = world.fabric(picks)
-    first, count = strategy.period(plan)
-    schedules = [strategy.schedule(plan, first + i) for i in range(count)]
-    whole = in_a_row(schedules)
+    whole, count = strategy.stretch(plan)
     times = []
     luck = world.luck(picks, seed) if draws else None
     for _ in range(max(1, draws)):

@@ -17,6 +17,7 @@ from convoy.runtime.preparation import Preparation
 from convoy.runtime.rebalance import Rebalancing
 from convoy.runtime.records import read_steps
 from convoy.runtime.recovery import Recovery
+from convoy.runtime.tensorboard import Board
 from convoy.strategies import Plan
 
 
@@ -116,17 +117,7 @@ def conclude(
         predicted_images_per_s=predicted.images_per_s if predicted else None,
         folder=folder.path,
     )
-    meta = {
-        "network": settings.network,
-        "input_shape": json.dumps(preparation.data.train.image_shape),
-        "num_classes": str(preparation.data.train.num_classes),
-        "dataset": preparation.data.name,
-    }
-    untraceable = journal.board.graph(preparation.network, preparation.data.train.image_shape)
-    if untraceable is not None:
-        observer.say(untraceable, "warning")
-    folder.write_model(tensors, meta)
-    folder.write_json("result.json", result.to_dict())
+    leave_network(preparation, journal.board, tensors, result, observer)
     by_samples = all(formation.plan.shares)
     if by_samples and result.slowest and result.slowest["ratio"] > results.SLOW_RATIO:
         observer.say(
@@ -136,3 +127,25 @@ def conclude(
             "warning",
         )
     return result
+
+
+def leave_network(
+    preparation: Preparation,
+    board: Board,
+    tensors: state.Tensors,
+    result: results.RunResult,
+    observer: Observer,
+) -> None:
+    """Write model.safetensors, the network's graph and result.json."""
+    data, folder = preparation.data, preparation.folder
+    meta = {
+        "network": preparation.settings.network,
+        "input_shape": json.dumps(data.train.image_shape),
+        "num_classes": str(data.train.num_classes),
+        "dataset": data.name,
+    }
+    untraceable = board.graph(preparation.network, data.train.image_shape)
+    if untraceable is not None:
+        observer.say(untraceable, "warning")
+    folder.write_model(tensors, meta)
+    folder.write_json("result.json", result.to_dict())

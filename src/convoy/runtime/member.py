@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,6 +23,7 @@ from convoy.runtime.events import Event, EventSink
 from convoy.runtime.formation import Formation, Job, Outcome
 from convoy.runtime.gate import Gate
 from convoy.runtime.memory import keep_freed_memory
+from convoy.runtime.servers.replica import Replica, ReplicaOrders
 from convoy.runtime.surveyor import Surveyor
 from convoy.runtime.training import Trainee
 
@@ -99,6 +101,25 @@ class Member:
             except PeerLostError as lost:  # rank 0 died before anyone met
                 return self._trainee.lost(lost)
         return self._trainee.train(formation, self._gate, EventSink(self._emit), store)
+
+    def replicate(self, orders: ReplicaOrders, tensors: state.Tensors) -> Outcome:
+        """Take part in asynchronous training, beginning with a network's state dict."""
+        assert self._trainee is not None, "prepare comes first"
+        return Replica(self._trainee, orders, tensors, EventSink(self._emit)).run()
+
+    def judge(self, tensors: state.Tensors, first: int, count: int) -> dict[str, float]:
+        """Judge a network on `count` test samples from `first` on: sums."""
+        assert self._trainee is not None, "prepare comes first"
+        return self._trainee.judge(tensors, range(first, first + count))
+
+    def buffers(self) -> state.Tensors:
+        """The network's buffers, as they are now."""
+        assert self._trainee is not None, "prepare comes first"
+        return state.copy_of(dict(self._trainee.model.named_buffers()), "cpu")
+
+    def clock(self) -> float:
+        """What time it is here, in seconds since 1970."""
+        return time.time()
 
     def poll(self, received: int) -> list[Event]:
         """What was reported after the first `received` events, which are let go of.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,6 +87,17 @@ def cluster_of(settings: TrainSettings) -> Cluster | None:
     return load_cluster(Path(named))
 
 
+def places_now(settings: TrainSettings) -> list[Place]:
+    """Places on all machines that the settings are about and that are there now; raises nothing."""
+    if settings.cluster is None:
+        return []
+    nodes = list_nodes()
+    cluster = cluster_of(settings)
+    if cluster is None:
+        return _of_nodes(nodes)
+    return _of_machines(cluster, match_machines(cluster.real_machines, nodes))
+
+
 def _find(settings: TrainSettings, *, verbose: bool) -> list[Place]:
     if settings.cluster is None:
         return _local(settings.workers, verbose=verbose)
@@ -136,11 +147,18 @@ def _of_cluster(settings: TrainSettings, cluster: Cluster, nodes: list[Node]) ->
             f"cluster at {address} does not have. It has "
             f"{', '.join(f'{n.name} ({n.address})' for n in nodes)}. Run {commands}"
         )
+    return _of_machines(cluster, matched)
+
+
+def _of_machines(cluster: Cluster, matched: Mapping[str, Node]) -> list[Place]:
+    """Places on those of a cluster's machines that have a node."""
     # Cores say nothing about a GPU: without a measurement, all count alike beside one.
     mixed = any(machine.gpus for machine in cluster.real_machines)
     found: list[Place] = []
     for machine in cluster.real_machines:
-        node = matched[machine.name]
+        node = matched.get(machine.name)
+        if node is None:
+            continue
         for device in ["cuda:0"] * machine.gpus or ["cpu"]:
             found.append(
                 Place(

@@ -24,6 +24,7 @@ class Pool:
     def __init__(self) -> None:
         self._idle: dict[tuple[int, int], list[Any]] = defaultdict(list)
         self._cores: dict[Any, int] = {}
+        self._idle_servers: dict[tuple[type, str], list[Any]] = defaultdict(list)
 
     def take(self, place: Place, num_threads: int) -> Any:
         """A member at `place`: one that is idle, or a new one."""
@@ -45,12 +46,38 @@ class Pool:
         """`member` has nothing to do any more."""
         self._idle[place.index, self._cores[member]].append(member)
 
+    def take_server(self, kind: type, node_id: str) -> Any:
+        """An actor of `kind`, which takes no cores, on a node: one that is idle, or a new one.
+
+        Where the node is gone it is on another.
+        """
+        if self._idle_servers[kind, node_id]:
+            return self._idle_servers[kind, node_id].pop()
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True),
+        }
+        return ray.remote(kind).options(**options).remote()
+
+    def give_back_server(self, kind: type, node_id: str, server: Any) -> None:
+        """`server`, which was taken for that node, has nothing to do any more."""
+        self._idle_servers[kind, node_id].append(server)
+
+    def discard(self, member: Any) -> None:
+        """End `member`, which may not have come to rest, if it has not been given back."""
+        if not any(member in idle for idle in self._idle.values()):
+            ray.kill(member)
+
     def end(self) -> None:
         """Let the idle ones go."""
         for members in self._idle.values():
             for member in members:
                 ray.kill(member)
+        for servers in self._idle_servers.values():
+            for server in servers:
+                ray.kill(server)
         self._idle.clear()
+        self._idle_servers.clear()
 
 
 @contextmanager

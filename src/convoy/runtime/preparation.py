@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from convoy.cost.layers import NetworkFacts, facts_of
@@ -16,7 +17,7 @@ from convoy.errors import CheckpointError, UsageError
 from convoy.planner import Prediction
 from convoy.runtime.checkpoint import Checkpoint, newest_checkpoint
 from convoy.runtime.formation import Job
-from convoy.runtime.ingredients import build_network, num_steps, open_data
+from convoy.runtime.ingredients import DTYPES, build_network, num_steps, open_data
 from convoy.runtime.journal import Journal
 from convoy.runtime.observer import Observer
 from convoy.runtime.records import read_steps
@@ -65,6 +66,11 @@ class Preparation:
     def settings(self) -> TrainSettings:
         """The run's settings."""
         return self.job.settings
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of parameters."""
+        return DTYPES[self.settings.precision]
 
     def problem(self, workers: Sequence[Worker]) -> Problem:
         """What these workers are to do."""

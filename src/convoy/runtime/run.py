@@ -25,6 +25,7 @@ from convoy.runtime.preparation import (
     open_journal,
     prepare,
 )
+from convoy.runtime.servers.run import run_with_servers
 
 
 def run_with_crew(job: Job, observer: Observer, *, verbose: bool = False) -> results.RunResult:
@@ -55,6 +56,12 @@ def run_at(
     preparation.world = decision.world
     places = decision.places
     plan = make_plan(preparation, [places[i].worker() for i in decision.taking_part])
+    terms = preparation.job.decided.terms
+    if terms is not None:
+        ended = run_with_servers(preparation, decision, plan, terms, processes, interrupt, observer)
+        if ended is None:
+            raise KeyboardInterrupt
+        return ended
     open_folder(preparation)
     announce(preparation, plan, observer)
     journal = open_journal(preparation, observer)

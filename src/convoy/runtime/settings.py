@@ -18,6 +18,7 @@ from typing import Any, get_args, get_type_hints
 from convoy.errors import UnknownNameError, UsageError
 from convoy.strategies import AUTO, STRATEGIES
 
+CUSTOMARY_OPTIMIZER = "sgd"
 OPTIMIZERS = ("sgd", "adam", "adamax", "adagrad", "adadelta")
 LR_SCHEDULES = ("constant", "step", "cosine")
 PRECISIONS = ("fp32", "bf16", "fp64")
@@ -59,7 +60,8 @@ class TrainSettings:
     """Passes over the training set; 10 if neither this nor `steps` is given."""
     steps: int | None = None
     """Steps, in place of `epochs`."""
-    optimizer: str = "sgd"
+    optimizer: str = ""
+    """Without it the strategy's customary one: sgd, and adagrad for downpour."""
     lr: float | None = None
     """Learning rate; without it the optimizer's customary one (see `optimization.py`)."""
     momentum: float = 0.9
@@ -95,6 +97,10 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         _one_of("strategy", self.strategy, (AUTO, *STRATEGIES))
+        kind = STRATEGIES.get(self.strategy)
+        if not self.optimizer:
+            customary = kind.customary_optimizer if kind else CUSTOMARY_OPTIMIZER
+            object.__setattr__(self, "optimizer", customary)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("lr schedule", self.lr_schedule, LR_SCHEDULES)
         _one_of("precision", self.precision, PRECISIONS)
@@ -117,7 +123,6 @@ class TrainSettings:
             raise UsageError(
                 "--workers is for this machine alone and --cluster for several: give one of them"
             )
-        kind = STRATEGIES.get(self.strategy)
         plans = self.strategy == AUTO or (kind is not None and kind.measures)
         if self.profile is not None and (not plans or self.shares is not None):
             names = [AUTO, *(name for name, s in STRATEGIES.items() if s.measures)]

@@ -71,6 +71,28 @@ class Board:
         """One evaluation on the test set."""
         self._add({"test/accuracy": accuracy, "test/loss": loss}, step)
 
+    def staleness(self, pushes: Mapping[int, int], step: int) -> None:
+        """How many versions pushes were behind, so far: pushes by number of versions."""
+        total = sum(pushes.values())
+        if not total:
+            return
+        mean = sum(behind * count for behind, count in pushes.items()) / total
+        self._add({"staleness/mean": mean, "staleness/max": max(pushes)}, step)
+        edges = [float(behind) for behind in range(max(pushes) + 1)]
+        counts = [pushes.get(behind, 0) for behind in range(max(pushes) + 1)]
+        with self._writing():
+            self._writer.add_histogram_raw(
+                "staleness",
+                min=0.0,
+                max=edges[-1],
+                num=total,
+                sum=mean * total,
+                sum_squares=sum(behind**2 * count for behind, count in pushes.items()),
+                bucket_limits=edges,
+                bucket_counts=counts,
+                global_step=step,
+            )
+
     def close(self) -> None:
         """Flush and close."""
         with self._writing():

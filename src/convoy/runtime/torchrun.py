@@ -77,6 +77,11 @@ def run(job: Job, observer: Observer) -> RunResult | None:
         raise UsageError(
             "torchrun decides how many ranks there are and where: leave out --workers, --cluster"
         )
+    if job.decided.terms is not None:
+        raise UsageError(
+            f"--strategy {job.decided.name} needs processes of its own beside the ranks, which "
+            "torchrun does not start: run convoy train without torchrun"
+        )
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if settings.shares is not None and len(settings.shares) != world_size:
         raise UsageError(f"--shares gives {len(settings.shares)} shares for {world_size} ranks")

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -39,7 +40,7 @@ from convoy.runtime.ingredients import (
 )
 from convoy.runtime.layout import fastest_layout, laid_out, set_layout
 from convoy.runtime.optimization import lr_at, make_optimizer
-from convoy.runtime.sampler import GlobalOrder, derive_seed
+from convoy.runtime.sampler import GlobalOrder, Slice, derive_seed
 from convoy.runtime.step_clock import StepClock
 from convoy.strategies import Batch, Pending, Rank
 from convoy.strategies.shares import cut
@@ -141,17 +142,25 @@ class Trainee:
             self.optimizer.state.clear()
 
     def _choose_layout(self, formation: Formation, comm: Comm) -> str:
+        count = formation.plan.shares[formation.rank]
+        return self.choose_layout(count, lambda times: comm.maximum(times, self.device))
+
+    def choose_layout(self, count: int, agree: Callable[[list[float]], list[float]] = list) -> str:
+        """The memory format that was asked for, or the faster one for `count` samples.
+
+        Args:
+            agree: what all those say of a list of times who are to take the same.
+        """
         asked = self.job.settings.memory_format
         if asked != "auto":
             return asked
-        count = formation.plan.shares[formation.rank]
         inputs, targets = self.fetch(torch.arange(min(count, len(self.data.train))))
         return fastest_layout(
             self.model,
             inputs,
             targets,
             autocast=self.autocast,
-            agree=lambda times: comm.maximum(times, self.device),
+            agree=agree,
         )
 
     def _run(self, formation: Formation, comm: Comm, gate: Gate, sink: Sink, layout: str) -> int:
@@ -174,10 +183,11 @@ class Trainee:
             device=self.device,
             model=self.model,
             optimizer=self.optimizer,
-            example=self._example(layout),
+            example=self.example(layout),
             batches=self._batches(formation, gate, layout, comm, clock),
             loss=self.loss,
             update=lambda batch, loss_sum: self._update(batch, loss_sum, formation),
+            learning_rate=lambda batch, loss_sum: self._checked_lr(batch, loss_sum, formation),
             commit=commit,
             forgo=self._forgo,
             diverge=diverge,
@@ -209,39 +219,47 @@ class Trainee:
     def _batches(
         self, formation: Formation, gate: Gate, layout: str, comm: Comm, clock: StepClock
     ) -> Iterator[Batch]:
-        settings, order = self.job.settings, self.order
         for step in range(formation.first_step, self.num_steps):
             if not gate.admit(step):
                 return
-            part = order.slice(step, formation.plan.shares, formation.rank)
+            part = self.order.slice(step, formation.plan.shares, formation.rank)
             clock.start(part.first)
-            samples = len(part.indices)
-            comm.step_samples = samples
-            seed_all(derive_seed(settings.seed, 4, step, formation.rank))  # users' transforms
-            inputs, targets = self.fetch(part.indices if samples else torch.tensor([0]))
-            if settings.augment == "flip-crop" and samples:
-                generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2, step))
-                draws = augment.draw(part.step_samples, generator)
-                mine = part.first - part.step_first
-                inputs = augment.flip_crop(inputs, draws[mine : mine + samples].to(self.device))
-            seed_torch(derive_seed(settings.seed, 3, step, formation.rank))  # dropout
-            yield Batch(
-                step=step,
-                inputs=laid_out(inputs, layout),
-                targets=targets,
-                samples=samples,
-                step_samples=part.step_samples,
-                evaluates=self._ends_epoch(step) or step + 1 == self.num_steps,
-                ends_run=step + 1 == self.num_steps,
-                keeps=self._checkpoint_due(step),
-            )
+            comm.step_samples = len(part.indices)
+            yield replace(self._batch(part, formation.rank, layout), keeps=self._keeps(step))
+
+    def whole_batch(self, step: int, layout: str, *, ends_lease: bool) -> Batch:
+        """All samples of `step`, to one that does it alone."""
+        part = self.order.slice(step, (self.order.batch_size,), 0)
+        return replace(self._batch(part, 0, layout), ends_lease=ends_lease)
+
+    def _batch(self, part: Slice, rank: int, layout: str) -> Batch:
+        """What a rank takes of a step."""
+        settings, step, samples = self.job.settings, part.step, len(part.indices)
+        seed_all(derive_seed(settings.seed, 4, step, rank))  # users' transforms
+        inputs, targets = self.fetch(part.indices if samples else torch.tensor([0]))
+        if settings.augment == "flip-crop" and samples:
+            generator = torch.Generator().manual_seed(derive_seed(settings.seed, 2, step))
+            draws = augment.draw(part.step_samples, generator)
+            mine = part.first - part.step_first
+            inputs = augment.flip_crop(inputs, draws[mine : mine + samples].to(self.device))
+        seed_torch(derive_seed(settings.seed, 3, step, rank))  # dropout
+        return Batch(
+            step=step,
+            inputs=laid_out(inputs, layout),
+            targets=targets,
+            samples=samples,
+            step_samples=part.step_samples,
+            evaluates=self._ends_epoch(step) or step + 1 == self.num_steps,
+            ends_run=step + 1 == self.num_steps,
+        )
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Training images and labels of these indices, on the device."""
         images, labels = self.data.train.batch(indices)
         return images.to(self.device, self.dtype), labels.to(self.device)
 
-    def _example(self, layout: str) -> Batch:
+    def example(self, layout: str) -> Batch:
+        """Real samples that belong to no step."""
         # Two where there are two: batch normalisation has no variance of one 1x1 sample.
         inputs, targets = self.fetch(torch.arange(min(2, len(self.data.train))))
         return Batch(
@@ -265,6 +283,13 @@ class Trainee:
         return loss if batch.samples else loss * 0.0
 
     def _update(self, batch: Batch, loss_sum: Tensor, formation: Formation) -> None:
+        lr = self._checked_lr(batch, loss_sum, formation)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _checked_lr(self, batch: Batch, loss_sum: Tensor, formation: Formation) -> float:
         loss = float(loss_sum.detach())
         if not math.isfinite(loss):
             raise DivergedError(
@@ -272,16 +297,16 @@ class Trainee:
                 f"({formation.machines[formation.rank]}). Try a lower --lr"
                 f"{'' if self.job.settings.warmup else ' or a --warmup'}"
             )
-        lr = lr_at(
-            batch.step,
+        return self.lr_of(batch.step)
+
+    def lr_of(self, step: int) -> float:
+        """The learning rate of `step`."""
+        return lr_at(
+            step,
             settings=self.job.settings,
             num_steps=self.num_steps,
             steps_per_epoch=self.order.steps_per_epoch,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def _commit(self, step: int, *, copy: bool) -> None:
         self._committed = step
@@ -305,7 +330,7 @@ class Trainee:
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(self._kept_buffers[name])
 
-    def _checkpoint_due(self, step: int) -> bool:
+    def _keeps(self, step: int) -> bool:
         every = self.job.settings.checkpoint_every
         due = (step + 1) % every == 0 if every else self._ends_epoch(step)
         return due or step + 1 == self.num_steps
@@ -328,6 +353,19 @@ class Trainee:
             )
         part = Part(tensors=tensors, pending=self._pending)
         sink.checkpoint(next_step, formation.generation, part, rank=formation.rank, whole=whole)
+
+    def judge(self, tensors: state.Tensors, positions: range) -> dict[str, float]:
+        """Judge a network of these tensors on the test samples at `positions`: sums."""
+        self.model.load_state_dict(tensors)
+        sums = evaluate(
+            self.model,
+            self.data,
+            positions,
+            device=self.device,
+            dtype=self.dtype,
+            autocast=self.autocast,
+        )
+        return {"correct": sums.correct, "loss_sum": sums.loss_sum, "samples": sums.samples}
 
     def _evaluate(self, formation: Formation, step: int, layout: str, sink: Sink) -> None:
         parts = cut(len(self.data.test), formation.plan.portions)

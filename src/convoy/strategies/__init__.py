@@ -19,6 +19,7 @@ from convoy.strategies.base import (
     Worker,
 )
 from convoy.strategies.data_parallel import DataParallel
+from convoy.strategies.downpour import Downpour
 from convoy.strategies.filter_parallel import FilterParallel
 from convoy.strategies.hybrid_parallel import HybridParallel
 from convoy.strategies.parameter_averaging import ParameterAveraging
@@ -46,7 +47,7 @@ __all__ = [
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
     for strategy in (
-        *(Single, DataParallel, ParameterAveraging),
+        *(Single, DataParallel, ParameterAveraging, Downpour),
         *(FilterParallel, HybridParallel, PipelineParallel),
     )
 }

@@ -26,9 +26,10 @@ from convoy.comm import Comm
 from convoy.cost.curve import Curve
 from convoy.cost.layers import NetworkFacts
 from convoy.cost.memory import kept_activations, peak_bytes
-from convoy.cost.schedule import Schedule
+from convoy.cost.schedule import Schedule, in_a_row
 from convoy.cost.world import World
 from convoy.errors import UsageError
+from convoy.strategies.server import ParameterServer, ServerTerms
 from convoy.strategies.shares import finish_together, share_of_each
 
 
@@ -113,6 +114,11 @@ class Plan:
         return {}
 
     @property
+    def homes(self) -> tuple[int, ...]:
+        """By parameter server: the rank on whose machine it is."""
+        return ()
+
+    @property
     def divided(self) -> dict[str, tuple[int, ...]]:
         """Of layers that are divided, each rank's filters, neurons or whatever they consist of."""
         return {}
@@ -136,6 +142,8 @@ class Batch:
     ends_run: bool
     keeps: bool = False
     """Whether a checkpoint is due after this step."""
+    ends_lease: bool = False
+    """Of asynchronous training: whether this rank may have to wait before it gets another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +192,8 @@ class Rank(Equipment):
     """Ends when the run is complete, or pauses; its last batch is then the last step."""
     update: Callable[[Batch, Tensor], None]
     """Check the loss, set the step's learning rate, and let the optimizer apply the gradients."""
+    learning_rate: Callable[[Batch, Tensor], float]
+    """Check the loss, and say the step's learning rate, to a program that updates elsewhere."""
     commit: Callable[[int, bool], None]
     """`commit(step, copy)`: every rank now holds the same state, with all steps before `step`
     done, and it is what to go on from if a peer is lost. `copy` keeps a copy of it, which a
@@ -201,6 +211,8 @@ class Rank(Equipment):
     first_step: int = 0
     pending: Pending
     """Not empty only for a rank that goes on from a checkpoint of its own."""
+    server: ParameterServer | None = None
+    """Of asynchronous training: where parameters are."""
 
 
 class Strategy(ABC):
@@ -221,6 +233,8 @@ class Strategy(ABC):
     """Whether what is predicted of it has been held against runs; `auto` chooses no other."""
     exchanges_gradients: ClassVar[bool] = False
     """Whether every step ends in an exchange of gradients."""
+    customary_optimizer: ClassVar[str] = "sgd"
+    """Used where no --optimizer is given."""
     rebalances: ClassVar[bool] = False
     """Whether a step lasts as long as its slowest rank, `plan` uses every worker there is, and
     shares may change between any two steps: the crew then cuts them anew as machines change."""
@@ -236,6 +250,17 @@ class Strategy(ABC):
         """Steps that stand for all: the first of them, and after how many the next are alike."""
         del plan
         return 0, 1
+
+    @property
+    def terms(self) -> ServerTerms | None:
+        """Of asynchronous training, whose ranks are replicas over parameter servers, each at its
+        own pace: nobody forms a crew then, and steps are leased. None of all else."""
+        return None
+
+    def stretch(self, plan: Plan) -> tuple[Schedule, int]:
+        """A stretch of training that stands for all of it, and how many steps it has."""
+        first, count = self.period(plan)
+        return in_a_row([self.schedule(plan, first + i) for i in range(count)]), count
 
     def activations(self, plan: Plan) -> tuple[int, ...]:
         """Elements of feature maps that each rank holds at the end of its forward pass."""

@@ -1,0 +1,224 @@
+"""The record of asynchronous training: replicas' steps as they come, and what follows from them.
+
+Every line of `steps.jsonl` is one replica's step. Its time is by this machine's clock: replicas'
+clocks may be wrong, and are asked what they say, so that their times can be told in ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from convoy.errors import ConvoyError
+from convoy.runtime.events import Event
+from convoy.runtime.json_lines import drop_unfinished, finite
+from convoy.runtime.observer import Observer
+from convoy.runtime.records import StepSummary, summarise
+from convoy.runtime.run_folder import RunFolder
+from convoy.runtime.sampler import GlobalOrder
+from convoy.runtime.tensorboard import Board
+from convoy.runtime.timeline import Timeline
+
+WRONG_CLOCK_S = 5.0
+"""By how much a replica's clock may differ before it is said so."""
+ASK_CLOCK_S = 30.0
+WINDOW = 20
+"""Steps over which the pace is taken."""
+
+
+@dataclass
+class Tally:
+    """What all steps come to."""
+
+    steps: int = 0
+    samples: int = 0
+    repeated: int = 0
+    """Samples that were used once more, since what became of them was lost or not known."""
+    staleness: Counter[int] = field(default_factory=Counter)
+    """Pushes by how many versions they were behind."""
+    by_rank: Counter[int] = field(default_factory=Counter)
+    """Samples."""
+
+
+class FleetLog:
+    """Takes replicas' reports, and keeps the run folder and the observer up to date."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        order: GlobalOrder,
+        test_samples: int,
+        num_steps: int,
+        observer: Observer,
+        timeline: Timeline,
+    ) -> None:
+        self.folder = folder
+        self.board = Board(folder.tensorboard)
+        self.tally = Tally()
+        self.rows: list[dict[str, Any]] = []
+        """Steps' records, for what is said of the run in the end."""
+        self.versions: dict[int, int] = {}
+        """By shard: the newest that a replica has been told of."""
+        self.layout: str | None = None
+        self.evaluation: tuple[int, float, float] | None = None
+        self.test_samples = test_samples
+        self._order, self._num_steps = order, num_steps
+        self._observer, self._timeline = observer, timeline
+        drop_unfinished(folder.steps)
+        self._file = folder.steps.open("a", encoding="utf-8")
+        self._seen: set[int] = set()
+        self._ends: deque[float] = deque(maxlen=WINDOW + 1)
+        self._skew: dict[int, float] = {}
+        self._asked: dict[int, float] = {}
+        self._warned: set[str] = set()
+        self._began = time.monotonic()
+
+    def begin(self) -> None:
+        """Replicas are about to start."""
+        self._began = time.monotonic()
+
+    def wants_clock(self, rank: int) -> bool:
+        """Whether it is time to ask a rank's machine for the time."""
+        return time.monotonic() - self._asked.get(rank, -ASK_CLOCK_S) >= ASK_CLOCK_S
+
+    def clock(self, rank: int, machine: str, asked: float, said: float, answered: float) -> None:
+        """A machine's clock was asked at `asked`, said `said`, and answered by `answered`, ours."""
+        skew = said - (asked + answered) / 2
+        self._skew[rank] = skew
+        self._asked[rank] = time.monotonic()
+        if abs(skew) > WRONG_CLOCK_S and machine not in self._warned:
+            self._warned.add(machine)
+            way = "ahead of" if skew > 0 else "behind"
+            self._observer.say(
+                f"the clock of {machine} is {abs(skew):.0f} s {way} this machine's: its records "
+                "are written in this machine's time. Nothing depends on it",
+                "warning",
+            )
+
+    def take(self, events: Iterable[Event]) -> None:
+        """Take what replicas reported.
+
+        Raises:
+            ConvoyError: the run folder cannot be written.
+        """
+        steps: list[StepSummary] = []
+        for kind, content in events:
+            if kind == "record":
+                steps.append(self._record(dict(content)))
+            elif kind == "layout":
+                self.layout = self.layout or content["layout"]
+            elif kind == "evaluation":
+                self.evaluated(content["step"], content)
+        self.board.steps(steps)
+        if steps:
+            self.board.staleness(self.tally.staleness, self.tally.steps)
+
+    def evaluated(self, step: int, sums: Mapping[str, Any]) -> None:
+        """The network was judged, as it was when `step` had been done."""
+        accuracy = sums["correct"] / sums["samples"]
+        loss = sums["loss_sum"] / sums["samples"]
+        self.evaluation = (step, accuracy, loss)
+        row = {"step": step, "test_accuracy": accuracy, "test_loss": loss}
+        row["elapsed_s"] = time.monotonic() - self._began
+        self._append(self.folder.evaluations, row)
+        self.board.evaluation(step, accuracy, loss)
+        self._observer.evaluated(step, accuracy, loss)
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        self.board.close()
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        except OSError as error:
+            raise self._full(error) from None
+
+    def flush(self) -> None:
+        """Have what is written seen by others."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise self._full(error) from None
+
+    def _record(self, row: dict[str, Any]) -> StepSummary:
+        for shard, version in enumerate(row.pop("versions")):
+            self.versions[shard] = max(self.versions.get(shard, 0), version)
+        row["epoch"] = self._order.epoch_of(row["step"])
+        row["time"] = row["time"] - self._skew.get(row["rank"], 0.0)
+        row["wait_s"] = min(row["blocked_s"], row.pop("held_s") or 0.0)
+        row["comm_s"] = row.pop("blocked_s") - row["wait_s"]
+        for key in ("sent_to", "received_from"):
+            row[key] = {str(rank): size for rank, size in row[key].items()}
+        tally = self.tally
+        tally.steps += 1
+        tally.samples += row["samples"]
+        tally.by_rank[row["rank"]] += row["samples"]
+        if row["step"] in self._seen:
+            tally.repeated += row["samples"]
+        self._seen.add(row["step"])
+        if row["staleness"] is not None:
+            tally.staleness[row["staleness"]] += 1
+        self.rows.append(row)
+        try:
+            self._file.write(json.dumps(finite(row)) + "\n")
+        except OSError as error:
+            raise self._full(error) from None
+        self._timeline.mark("first step")
+        self._ends.append(row["time"])
+        summary = summarise([row])
+        # Whoever shows it takes wall_s for how long a step keeps everyone: here that is the pace.
+        pace = max(1e-9, max(self._ends) - min(self._ends)) / max(1, len(self._ends) - 1)
+        shown = StepSummary(
+            **(vars(summary) | {"step": len(self._seen) - 1, "wall_s": pace})  # in any order
+        )
+        self._observer.stepped(shown, self._num_steps)
+        return shown
+
+    def _append(self, path: Any, row: Mapping[str, Any]) -> None:
+        try:
+            drop_unfinished(path)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(finite(row)) + "\n")
+        except OSError as error:
+            raise self._full(error) from None
+
+    def _full(self, error: OSError) -> ConvoyError:
+        return ConvoyError(
+            f"cannot write in {self.folder.path}: {error.strerror}. Make room, then go on with "
+            f"--resume {self.folder.path}"
+        )
+
+
+def pace_of(rows: Sequence[Mapping[str, Any]], warm_up: int) -> dict[str, Any]:
+    """images_per_s and step_s of steps that end one after another, whoever did them.
+
+    A step's time is here how long it is until as many more as there are replicas have ended,
+    divided by how many these are.
+    """
+    nothing: dict[str, Any] = {"images_per_s": None, "step_s": {"median": None, "p90": None}}
+    ordered = sorted(rows, key=lambda row: row["time"])
+    replicas = len({row["rank"] for row in ordered})
+    kept = ordered[min(warm_up * max(1, replicas), max(0, len(ordered) - 2)) :]
+    # The last steps of a run are of those who are not done yet, alone.
+    if len(kept) > 4 * replicas:
+        kept = kept[: len(kept) - replicas]
+    if len(kept) < 2:
+        return nothing
+    ends = [row["time"] for row in kept]
+    span = ends[-1] - ends[0]
+    if span <= 0:
+        return nothing
+    size = max(1, min(replicas, len(ends) - 1))
+    times = [(ends[i + size] - ends[i]) / size for i in range(len(ends) - size)]
+    tenths = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
+    return {
+        "images_per_s": sum(row["samples"] for row in kept[1:]) / span,
+        "step_s": {"median": statistics.median(times), "p90": tenths[-1]},
+    }

@@ -1,0 +1,166 @@
+"""One asynchronous training run, from its plan to its result."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from convoy.runtime import results
+from convoy.runtime.concluding import announce, leave_network, machines_of
+from convoy.runtime.deciding import Decision
+from convoy.runtime.interrupt import Interrupt
+from convoy.runtime.observer import Observer
+from convoy.runtime.placement import places_now
+from convoy.runtime.pool import Pool
+from convoy.runtime.preparation import Preparation, last_generation, open_folder
+from convoy.runtime.servers.fleet import Fleet
+from convoy.runtime.servers.fleet_log import FleetLog, Tally, pace_of
+from convoy.state import Tensors, copy_of
+from convoy.strategies import Plan
+from convoy.strategies.server import ServerTerms
+
+
+def run_with_servers(
+    preparation: Preparation,
+    decision: Decision,
+    plan: Plan,
+    terms: ServerTerms,
+    processes: Pool,
+    interrupt: Interrupt,
+    observer: Observer,
+) -> results.RunResult | None:
+    """Train as planned; None if interrupted.
+
+    Raises:
+        ConvoyError: see errors.py.
+    """
+    open_folder(preparation)
+    announce(preparation, plan, observer)
+    settings = preparation.settings
+    log = FleetLog(
+        preparation.folder,
+        preparation.order,
+        len(preparation.data.test),
+        preparation.num_steps,
+        observer,
+        preparation.timeline,
+    )
+    fleet = Fleet(
+        job=preparation.job,
+        plan=plan,
+        terms=terms,
+        places=[decision.places[worker.index] for worker in plan.problem.workers],
+        network=copy_of(preparation.network.to(preparation.dtype).state_dict()),
+        log=log,
+        observer=observer,
+        interrupt=interrupt,
+        pool=processes,
+        num_steps=preparation.num_steps,
+        steps_per_epoch=preparation.order.steps_per_epoch,
+        generation=last_generation(preparation) + 1,
+        find_places=lambda: places_now(settings),
+    )
+    try:
+        tensors = fleet.run(preparation.start)
+        if tensors is not None:
+            return _conclude(preparation, fleet, tensors, observer)
+    finally:
+        log.close()
+    kept = fleet.kept
+    observer.say(
+        f"stopped; the checkpoint of step {kept.step if kept else 0} is kept. Go on with: convoy "
+        f"train --resume {preparation.folder.path}"
+    )
+    return None
+
+
+def _conclude(
+    preparation: Preparation, fleet: Fleet, tensors: Tensors, observer: Observer
+) -> results.RunResult:
+    """Write the trained network and result.json."""
+    settings, log, order = preparation.settings, fleet.log, preparation.order
+    predicted, tally = preparation.prediction, fleet.log.tally
+    last_epoch = order.epoch_of(preparation.num_steps - 1)
+    recent = [row for row in log.rows if row["epoch"] == last_epoch and row["loss"] is not None]
+    weight = sum(row["samples"] for row in recent)
+    evaluation = log.evaluation
+    ranks = _rank_times(log.rows)
+    machines = machines_of(fleet.plan)
+    for rank, machine in enumerate(machines):
+        machine["share"] = tally.by_rank[rank] / max(1, tally.samples)
+    known = fleet.places[len(machines) :]
+    machines += [
+        {"name": place.machine, "device": place.device, "samples": None}
+        | {"share": tally.by_rank[len(machines) + i] / max(1, tally.samples)}
+        for i, place in enumerate(known)
+    ]
+    result = results.RunResult(
+        strategy=preparation.job.decided.name,
+        network=settings.network,
+        dataset=preparation.data.name,
+        machines=machines,
+        batch_size=settings.batch_size,
+        steps=preparation.num_steps,
+        epochs=preparation.num_steps / order.steps_per_epoch,
+        seed=settings.seed,
+        precision=settings.precision,
+        memory_format=log.layout or settings.memory_format,
+        wall_s=time.perf_counter() - preparation.begun,
+        **pace_of(log.rows, results.WARM_UP_STEPS),
+        sent_bytes_per_step=sum(row["sent_bytes"] for row in log.rows) / max(1, tally.steps),
+        train_loss=sum(r["loss"] * r["samples"] for r in recent) / weight if weight else None,
+        test_loss=evaluation[2] if evaluation else None,
+        test_accuracy=evaluation[1] if evaluation else None,
+        samples_seen=tally.samples,
+        reformations=len(fleet.losses),
+        resumed_from_step=preparation.start.step if preparation.start else None,
+        slowest=None,  # nobody waits for it
+        ranks=ranks,
+        recoveries=[{"step": r["step"], "lost": r["lost"], "seconds": None} for r in fleet.losses],
+        startup_s=preparation.timeline.phases(),
+        servers=_servers(fleet, tally),
+        predicted_step_s=predicted.step_s if predicted else None,
+        predicted_images_per_s=predicted.images_per_s if predicted else None,
+        folder=preparation.folder.path,
+    )
+    leave_network(preparation, log.board, tensors, result, observer)
+    return result
+
+
+def _servers(fleet: Fleet, tally: Tally) -> dict[str, Any]:
+    pushes = sum(tally.staleness.values())
+    behind = sum(versions * count for versions, count in tally.staleness.items())
+    return {
+        "shards": len(fleet.shard_facts),
+        "updates": max((facts["version"] for facts in fleet.shard_facts), default=0),
+        "apply_s": [facts["apply_s"] for facts in fleet.shard_facts],
+        "lost_updates": sum(r.lost_updates for r in fleet.restorations),
+        "restorations": [vars(restoration) for restoration in fleet.restorations],
+        "staleness": {
+            "histogram": {str(k): tally.staleness[k] for k in sorted(tally.staleness)},
+            "mean": behind / pushes if pushes else None,
+            "max": max(tally.staleness, default=None),
+        },
+        "samples_repeated": tally.repeated,
+    }
+
+
+def _rank_times(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Median times of each rank's steps."""
+    of_ranks: dict[int, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        of_ranks.setdefault(row["rank"], []).append(row)
+    found = []
+    for rank, own in sorted(of_ranks.items()):
+        steady = own[results.WARM_UP_STEPS :] or own
+        found.append(
+            {"rank": rank, "machine": own[-1]["machine"], "samples": own[-1]["samples"]}
+            | {"steps": len(own)}
+            | {
+                key: statistics.median(row[key] for row in steady)
+                for key in ("compute_s", "wait_s", "comm_s", "sent_bytes")
+            }
+        )
+    return found

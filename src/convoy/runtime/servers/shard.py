@@ -1,0 +1,212 @@
+"""A parameter server: some rows of the parameters, the optimizer that moves them, and a version.
+
+    push ──▶ gate ──▶ one update of the optimizer ──▶ version + 1 ──▶ answer: weights, staleness
+    fetch ─────────────────────────────────────────────────────────▶ answer: weights
+
+An async actor: its methods run one at a time, in the order in which they arrive, so that what is
+fetched is of one version; a push that the gate holds back waits without keeping others out. All of
+a shard's rows are one parameter to the optimizer. Torch's optimizers treat every element alike and
+alone, so that shards together compute what one optimizer over all parameters would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from convoy.runtime.memory import keep_freed_memory
+from convoy.runtime.optimization import make_optimizer
+from convoy.runtime.settings import TrainSettings
+from convoy.strategies.push_codec import Arrays, as_array, decode
+from convoy.strategies.server import ServerTerms
+from convoy.strategies.update_gate import Offer, UpdateGate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOrders:
+    """What a shard is told when it starts."""
+
+    index: int
+    settings: TrainSettings
+    terms: ServerTerms
+    state: ShardState
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardState:
+    """All of a shard: what is kept in a snapshot, and what it starts with."""
+
+    version: int
+    weights: Tensor
+    """[elements]"""
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    """By key of the optimizer's state: [elements], or a scalar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushMessage:
+    """A push as it arrives."""
+
+    replica: int
+    base: int
+    """The version of the weights that it is of."""
+    holds: tuple[int, ...]
+    """Versions that its replica goes on to compute with."""
+    samples: int
+    lr: float
+    arrays: Arrays
+    fetch: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What comes back."""
+
+    version: int
+    staleness: int | None = None
+    """Of a push: updates between the fetch of its weights and its own."""
+    held_s: float = 0.0
+    """How long the gate has held the push back."""
+    weights: numpy.ndarray | None = None
+
+
+@dataclass
+class _Waiting:
+    """A push that is not an update yet."""
+
+    message: PushMessage
+    answer: asyncio.Future[Answer]
+    since: float
+
+
+class Shard:
+    """Made into an actor by a pool: `ray.remote(Shard)`. Of one run after another."""
+
+    def __init__(self) -> None:
+        keep_freed_memory()
+        torch.set_num_threads(1)
+        self._end = asyncio.Event()
+
+    async def load(self, orders: ShardOrders) -> None:
+        """Begin with what `orders` say."""
+        self._end.clear()
+        self._orders = orders
+        module = nn.ParameterDict({"rows": nn.Parameter(orders.state.weights.clone())})
+        self._rows: nn.Parameter = module["rows"]
+        self._optimizer = make_optimizer(module, orders.settings)
+        if orders.state.optimizer:
+            kept = {key: value.clone() for key, value in orders.state.optimizer.items()}
+            self._optimizer.state[self._rows] = kept
+        self._gate: UpdateGate[_Waiting] = UpdateGate(orders.terms.bound, orders.state.version)
+        self._pushes, self._apply_s = 0, 0.0
+
+    async def join(self, replicas: Sequence[int]) -> None:
+        """These replicas are about to fetch, and nothing goes too far ahead of them."""
+        for replica in replicas:
+            self._gate.join(replica)
+
+    async def leave(self, replica: int) -> None:
+        """`replica` has nothing to do for now: nothing waits for it."""
+        self._gate.leave(replica)
+        self._update()
+
+    async def forget(self, replica: int) -> None:
+        """`replica` is gone for good: nothing waits for it."""
+        self._gate.forget(replica)
+        self._update()
+
+    async def fetch(self, replica: int) -> Answer:
+        """The newest weights, with which `replica` computes from now on."""
+        version = self._gate.fetched(replica)
+        return Answer(version=version, weights=as_array(self._rows, self._orders.terms.wire))
+
+    async def refetch(self, replica: int) -> Answer:
+        """As `fetch`, to one that goes on to compute with what it has as well."""
+        version = self._gate.hand_out(replica)
+        return Answer(version=version, weights=as_array(self._rows, self._orders.terms.wire))
+
+    async def push(self, message: PushMessage) -> Answer:
+        """Apply a push, at once or when the gate lets it."""
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(message=message, answer=answer, since=time.perf_counter())
+        offer = Offer(replica=message.replica, base=message.base, content=waiting)
+        self._gate.offer(offer, message.holds)
+        self._update()
+        return await answer
+
+    async def snapshot(self) -> ShardState:
+        """All of it, as of now."""
+        state = self._optimizer.state.get(self._rows, {})
+        return ShardState(
+            version=self._gate.version,
+            weights=self._rows.detach().clone(),
+            optimizer={k: v.detach().clone() for k, v in state.items() if isinstance(v, Tensor)},
+        )
+
+    async def facts(self) -> dict[str, Any]:
+        """What it has done so far."""
+        return {
+            "version": self._gate.version,
+            "pushes": self._pushes,
+            "apply_s": self._apply_s,
+        }
+
+    async def serve(self) -> None:
+        """Returns when it is told to end; whoever waits for that hears of its death."""
+        await self._end.wait()
+
+    async def end(self) -> None:
+        """Have `serve` return."""
+        self._end.set()
+
+    def _update(self) -> None:
+        while taken := self._gate.next_update():
+            started = time.perf_counter()
+            staleness = [self._gate.version - 1 - offer.base for offer in taken]
+            self._apply([offer.content.message for offer in taken], max(0, *staleness, 0))
+            now = time.perf_counter()
+            self._apply_s += now - started
+            self._pushes += len(taken)
+            for offer, behind in zip(taken, staleness, strict=True):
+                waiting = offer.content
+                if not waiting.answer.done():
+                    held = started - waiting.since
+                    waiting.answer.set_result(self._answer(waiting.message, behind, held))
+
+    def _answer(self, message: PushMessage, staleness: int, held_s: float) -> Answer:
+        weights = None
+        if message.fetch:
+            self._gate.hand_out(message.replica)
+            weights = as_array(self._rows, self._orders.terms.wire)
+        return Answer(
+            version=self._gate.version,
+            staleness=max(0, staleness),
+            held_s=held_s,
+            weights=weights,
+        )
+
+    def _apply(self, messages: Sequence[PushMessage], staleness: int) -> None:
+        """One update: of one push, or of the mean of several over their samples."""
+        rows = self._rows
+        pushed = [decode(m.arrays, rows.numel(), rows.dtype) for m in messages]
+        gradient = pushed[0]
+        if len(messages) > 1:
+            total = sum(m.samples for m in messages)
+            gradient = torch.zeros_like(rows)
+            for message, part in zip(messages, pushed, strict=True):
+                gradient.add_(part, alpha=message.samples / total)
+        lr = messages[0].lr
+        if self._orders.terms.staleness_scaled:  # Zhang et al. 2016, equation 6
+            lr /= max(1, staleness)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        rows.grad = gradient
+        self._optimizer.step()
+        rows.grad = None

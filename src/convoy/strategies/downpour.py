@@ -1,0 +1,361 @@
+"""`downpour`: replicas train on their own and meet at a sharded parameter server, asynchronously.
+
+    shard 0   ▁▁▁▁▁▁▁▁▁▁░▁▁▁▁▁▁▁▁░▁▁▁▁▁▁▁▁░▁▁▁▁         ░ a push is applied, as it arrives
+                  fetch ╱  ╲ push    ╱  ╲
+    replica 0   ██forward██▓▓backward▓▓ ██forward██▓▓backward▓▓ ...      its own pace
+    replica 1   ████████forward████████▓▓▓▓▓▓▓▓backward▓▓▓▓▓▓▓▓ ...      its own pace
+
+Downpour SGD of DistBelief (Dean et al. 2012, section 4.1, and algorithm 7.1 of its appendix). Each
+replica fetches weights, takes a batch out of the global order, and pushes its gradient; the shards,
+which hold a part of the parameters each, apply it with a learning rate that adapts to each
+parameter (Adagrad, as there). Nobody waits for a slower replica: it simply takes fewer batches. The
+price is that a gradient is of weights some versions old. `update_gate.py` bounds that where it is
+asked to.
+
+Between fetches a replica goes on with weights of its own, which plain SGD moves (as in algorithm
+7.1). Batch normalisation takes each replica's own statistics, and each keeps running ones.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from convoy.cost.schedule import Compute, Operation, Schedule, Transfer
+from convoy.errors import UsageError
+from convoy.strategies.base import Completed, Plan, Problem, Program, Rank, Strategy
+from convoy.strategies.parameter_shards import divide, num_elements
+from convoy.strategies.passes import layers_or_whole
+from convoy.strategies.push_codec import Wire, parse_wire
+from convoy.strategies.server import Push, ServerTerms
+from convoy.strategies.shares import share_of_each
+
+STEPS_EACH = 4
+"""Of the slowest replica, in the stretch of time that is simulated."""
+MOST_STEPS = 96
+"""Of all replicas together there, unless one each is more."""
+MOST_SHARDS = 8
+"""That are made unasked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownpourPlan(Plan):
+    """Replicas and shards."""
+
+    servers: tuple[int, ...]
+    """By shard: the rank on whose machine it is."""
+    sizes: tuple[int, ...]
+    """By shard: elements."""
+
+    @property
+    def homes(self) -> tuple[int, ...]:
+        """As `servers`."""
+        return self.servers
+
+    @property
+    def settled(self) -> dict[str, int | str]:
+        """How many shards there are."""
+        return {"shards": len(self.homes)}
+
+    @cached_property
+    def takers(self) -> tuple[int, ...]:
+        """Which replica takes which of the steps of a stretch, if each is as fast as foreseen."""
+        slowest, total = min(self.shares), sum(self.shares)
+        each = max(1.0, min(STEPS_EACH, MOST_STEPS * slowest / total))
+        count = sum(max(1, round(each * share / slowest)) for share in self.shares)
+        # Each is free again after one step of its own; the next step goes to whoever is first.
+        free = [(total / share / 2, rank) for rank, share in enumerate(self.shares)]
+        heapq.heapify(free)
+        takers = []
+        for _ in range(count):
+            at, rank = heapq.heappop(free)
+            takers.append(rank)
+            heapq.heappush(free, (at + total / self.shares[rank], rank))
+        return tuple(takers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Downpour(Strategy):
+    """Asynchronous SGD over a sharded parameter server."""
+
+    name: ClassVar[str] = "downpour"
+    summary: ClassVar[str] = "replicas fetch from and push to parameter servers, each at its pace"
+    exact: ClassVar[bool] = False
+    customary_optimizer: ClassVar[str] = "adagrad"
+
+    shards: int | Literal["auto"] = field(
+        default="auto",
+        metadata={"help": "parameter servers, or auto: one for each machine, up to 8"},
+    )
+    fetch_every: int = field(default=1, metadata={"help": "steps between fetches of weights"})
+    push_every: int = field(default=1, metadata={"help": "steps whose gradients go in one push"})
+    warm_start: int = field(
+        default=0, metadata={"help": "steps that one replica does before the others join"}
+    )
+    max_staleness: int | Literal["none"] = field(
+        default="none", metadata={"help": "versions that a push may be behind; 0 is synchronous"}
+    )
+    staleness_scaled: Literal["yes", "no"] = field(
+        default="no", metadata={"help": "yes or no: divide a push's step by its staleness"}
+    )
+    in_flight: int = field(
+        default=1, metadata={"help": "pushes that may be unanswered while a replica computes on"}
+    )
+    wire: str = field(
+        default="fp32", metadata={"help": "fp32 or bf16 between ranks; downpour also topk:0.01"}
+    )
+    snapshot_s: int = field(
+        default=30, metadata={"help": "seconds between snapshots of the parameter servers"}
+    )
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            *(("fetch_every", 1), ("push_every", 1), ("warm_start", 0)),
+            *(("in_flight", 0), ("snapshot_s", 1)),
+        ):
+            self._require_number(name, least)
+        if self.shards != "auto":
+            self._require_number("shards", 1, "auto")
+        if self.staleness_scaled not in ("yes", "no"):
+            raise UsageError(f"--staleness-scaled {self.staleness_scaled}: expected yes or no")
+        parse_wire(self.wire)
+        if self.max_staleness != "none":
+            self._require_number("max_staleness", 0, "none")
+            if self.fetch_every > self.push_every:
+                raise UsageError(
+                    f"--max-staleness {self.max_staleness} with --fetch-every {self.fetch_every} "
+                    f"and --push-every {self.push_every}: between two fetches a replica's own "
+                    "pushes would make it stale. Fetch at least as often as you push, or leave "
+                    "--max-staleness out"
+                )
+
+    def _require_number(self, name: str, least: int, otherwise: str = "") -> None:
+        value = getattr(self, name)
+        if type(value) is not int or value < least:
+            flag, other = "--" + name.replace("_", "-"), f", or {otherwise}" if otherwise else ""
+            raise UsageError(f"{flag} {value}: expected a whole number of {least} or more{other}")
+
+    @property
+    def bound(self) -> int | None:
+        """How many versions a push may be behind."""
+        return None if self.max_staleness == "none" else int(self.max_staleness)
+
+    @property
+    def depth(self) -> int:
+        """Pushes that may be unanswered; none where staleness is bounded.
+
+        What is computed before the answer has come is of weights that the bound cannot wait for.
+        """
+        return self.in_flight if self.bound is None else 0
+
+    @property
+    def encoding(self) -> Wire:
+        """What travels."""
+        return parse_wire(self.wire)
+
+    @property
+    def terms(self) -> ServerTerms | None:
+        """What it asks of its servers."""
+        return ServerTerms(
+            bound=self.bound,
+            staleness_scaled=self.staleness_scaled == "yes",
+            depth=self.depth,
+            wire=self.encoding,
+            window=max(self.push_every, self.fetch_every),
+            warm_start=self.warm_start,
+            snapshot_s=self.snapshot_s,
+        )
+
+    def plan(self, problem: Problem) -> Plan:
+        """Everyone is a replica; shards go to the fastest replicas' machines, one on each."""
+        size = problem.batch_size
+        if all(worker.seconds for worker in problem.workers):
+            speeds = [1 / w.seconds(size) if w.seconds else 1.0 for w in problem.workers]
+        else:
+            speeds = [worker.weight for worker in problem.workers]
+        machines: dict[str, int] = {}
+        for rank in sorted(range(len(speeds)), key=lambda rank: -speeds[rank]):
+            machines.setdefault(problem.workers[rank].machine, rank)
+        homes = list(machines.values())
+        count = min(len(homes), MOST_SHARDS) if self.shards == "auto" else self.shards
+        shapes = _shapes(problem)
+        if self.shards == "auto":
+            count = min(count, sum(shape[0] if shape else 1 for shape in shapes.values()))
+        divided = divide(shapes, count)
+        return DownpourPlan(
+            problem=problem,
+            shares=_portions(size, speeds),
+            servers=tuple(homes[shard % len(homes)] for shard in range(count)),
+            sizes=tuple(num_elements(shard) for shard in divided),
+        )
+
+    def schedule(self, plan: Plan, step: int) -> Schedule:
+        """What one replica does in one step, the one that takes it: fetch, compute, push."""
+        assert isinstance(plan, DownpourPlan)
+        replica = plan.takers[step % len(plan.takers)]
+        drawing: list[Operation] = []
+        self._draw_step(drawing, plan, replica, step, ())
+        return tuple(drawing)
+
+    def stretch(self, plan: Plan) -> tuple[Schedule, int]:
+        """Steps of all replicas side by side, each at its own pace."""
+        assert isinstance(plan, DownpourPlan)
+        operations: list[Operation] = []
+        done: dict[int, int] = {}
+        ready: dict[int, list[tuple[int, ...]]] = {}
+        depth = self.depth if len(plan.shares) > 1 else 0
+        for step, replica in enumerate(plan.takers):
+            earlier = ready.setdefault(replica, [])
+            # what a step begins with: the last computation, and the answer `depth` pushes ago
+            after = tuple(earlier[-1][:1]) if earlier else ()
+            if len(earlier) > depth:
+                after += earlier[-1 - depth][1:]
+            number = done.get(replica, 0)
+            earlier.append(self._draw_step(operations, plan, replica, number, after, step))
+            done[replica] = number + 1
+        return tuple(operations), len(plan.takers)
+
+    def _draw_step(
+        self,
+        drawing: list[Operation],
+        plan: DownpourPlan,
+        replica: int,
+        number: int,
+        after: tuple[int, ...],
+        step: int = 0,
+    ) -> tuple[int, ...]:
+        """Draw a replica's step `number`; its last computation, and its answers."""
+        problem, size = plan.problem, plan.problem.batch_size
+        layers = layers_or_whole(problem.network)
+
+        def compute(phase: Literal["load", "forward", "backward"], layer: str) -> None:
+            nonlocal after
+            drawing.append(
+                Compute(
+                    rank=replica, phase=phase, samples=size, layer=layer, step=step, after=after
+                )
+            )
+            after = (len(drawing) - 1,)
+
+        compute("load", "")
+        for layer in layers:
+            compute("forward", layer.name)
+        for layer in reversed(layers):
+            compute("backward", layer.name)
+        last = after[0]
+        pushes, fetches = (number + 1) % self.push_every == 0, (number + 1) % self.fetch_every == 0
+        answers = []
+        total, width, wire = sum(plan.sizes), problem.element_bytes, self.encoding
+        for home, elements in zip(plan.homes, plan.sizes, strict=True):
+            arrived = last
+            if pushes:
+                drawing.append(
+                    Transfer(
+                        source=replica,
+                        destination=home,
+                        payload_bytes=wire.push_bytes(elements, width),
+                        after=(last,),
+                    )
+                )
+                drawing.append(
+                    Compute(
+                        rank=home,
+                        phase="update",
+                        samples=0,
+                        part=elements / total,
+                        step=step,
+                        after=(len(drawing) - 1,),
+                    )
+                )
+                arrived = len(drawing) - 1
+            if fetches:
+                drawing.append(
+                    Transfer(
+                        source=home,
+                        destination=replica,
+                        payload_bytes=wire.fetch_bytes(elements, width),
+                        after=(arrived,),
+                    )
+                )
+                arrived = len(drawing) - 1
+            if pushes or fetches:
+                answers.append(arrived)
+        return (last, *answers)
+
+    def run(self, rank: Rank) -> Program:
+        """Be one replica: compute, push, fetch, for as long as there are batches."""
+        server = rank.server
+        assert server is not None
+        accrued = Accrued(rank.model)
+        for taken, batch in enumerate(rank.batches, start=1):
+            loss_sum = rank.loss(rank.model, batch)
+            (loss_sum / batch.samples).backward()
+            lr = rank.learning_rate(batch, loss_sum)
+            fetches = taken % self.fetch_every == 0 or batch.ends_lease
+            own = accrued.add(batch.samples)
+            if not fetches:
+                _descend(rank.model, own, lr)
+            if taken % self.push_every == 0 or batch.ends_lease:
+                server.exchange(accrued.taken(lr), fetch=fetches)
+            elif fetches:
+                server.exchange(None, fetch=True)
+            server.settle()
+            yield Completed(batch=batch, loss_sum=loss_sum)
+        server.finish()
+
+
+class Accrued:
+    """Gradients of a replica since its last push."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._sums: dict[str, Tensor] = {}
+        self._samples = 0
+
+    def add(self, samples: int) -> Mapping[str, Tensor]:
+        """Take the parameters' gradients, which are none afterwards; returns this step's own."""
+        own = {}
+        for name, parameter in self._parameters.items():
+            gradient = parameter.grad
+            own[name] = torch.zeros_like(parameter) if gradient is None else gradient
+            parameter.grad = None
+        if not self._sums:
+            self._sums = dict(own)
+        else:
+            self._sums = {name: total + own[name] for name, total in self._sums.items()}
+        self._samples += samples
+        return own
+
+    def taken(self, lr: float) -> Push:
+        """All of them, as a push; there are none afterwards."""
+        push = Push(gradients=self._sums, samples=self._samples, lr=lr)
+        self._sums, self._samples = {}, 0
+        return push
+
+
+@torch.no_grad()
+def _descend(model: nn.Module, gradients: Mapping[str, Tensor], lr: float) -> None:
+    """Plain SGD on the replica's own copy."""
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            parameter.sub_(gradients[name], alpha=lr)
+
+
+def _shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
+    """Trainable parameters; as one, where nobody knows more of them than how many there are."""
+    return dict(problem.network.shapes) or {"": (problem.network.num_parameters,)}
+
+
+def _portions(batch_size: int, speeds: list[float]) -> tuple[int, ...]:
+    """Of the samples of a batch, each replica's part on average; none is without."""
+    if batch_size >= len(speeds):
+        return share_of_each(batch_size, speeds)
+    raise UsageError(
+        f"batches of {batch_size} for {len(speeds)} replicas: give a larger --batch-size"
+    )

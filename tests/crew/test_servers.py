@@ -1,0 +1,132 @@
+"""Asynchronous training over parameter servers, with real processes that come and go."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .processes import Harbour
+from .reference import NETWORK, SAME, STEPS_PER_EPOCH, TRAIN_SAMPLES, assert_weights, lines
+
+SERVED = SAME | {"strategy": "downpour", "optimizer": "sgd"}
+ADAPTING = {"optimizer": "adagrad", "lr": 0.02}
+
+
+def train(harbour: Harbour, folder: Path, **job: Any) -> dict[str, Any]:
+    """Train `NETWORK` on the digits into `folder`/run; the job's options over those of `SERVED`."""
+    given = {"network": NETWORK, "data": "digits"} | job
+    given["options"] = SERVED | {"out": folder / "run"} | job["options"]
+    return harbour.train(folder=folder, **given)
+
+
+def steps_done(run: Path) -> Counter[int]:
+    """How often each step was done."""
+    return Counter(line["step"] for line in lines(run))
+
+
+def test_one_replica_is_sequential_training(harbour: Harbour, tmp_path: Path) -> None:
+    options = {"workers": 1, "shards": 3, "precision": "fp64", "epochs": 1}
+    answer = train(harbour, tmp_path, options=options)
+    assert answer["error"] is None
+    assert_weights(tmp_path / "run", STEPS_PER_EPOCH, atol=1e-12)
+    servers = answer["result"]["servers"]
+    assert (servers["shards"], servers["updates"]) == (3, STEPS_PER_EPOCH)
+    assert servers["staleness"]["histogram"] == {"0": STEPS_PER_EPOCH}
+    assert answer["result"]["samples_seen"] == TRAIN_SAMPLES
+
+
+def test_without_staleness_replicas_are_one_machine(harbour: Harbour, tmp_path: Path) -> None:
+    """Two batches of 32 that are one update are a batch of 64."""
+    options = {"workers": 2, "batch_size": 32, "max_staleness": 0, "shards": 2}
+    answer = train(harbour, tmp_path, options=options | {"precision": "fp64", "steps": 44})
+    assert answer["error"] is None
+    assert_weights(tmp_path / "run", 22, atol=1e-12)
+    servers = answer["result"]["servers"]
+    assert servers["updates"] == 22
+    assert servers["staleness"]["histogram"] == {"0": 44}
+
+
+def test_every_sample_is_used_once_at_each_replica_s_pace(harbour: Harbour, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    answer = train(harbour, tmp_path, options={"workers": 2, "epochs": 3} | ADAPTING)
+    assert answer["error"] is None
+    assert steps_done(run) == Counter(range(3 * STEPS_PER_EPOCH))
+    result, servers = answer["result"], answer["result"]["servers"]
+    assert result["samples_seen"] == 3 * TRAIN_SAMPLES
+    assert servers["samples_repeated"] == 0
+    assert sum(servers["staleness"]["histogram"].values()) == 3 * STEPS_PER_EPOCH
+    assert servers["updates"] == 3 * STEPS_PER_EPOCH
+    assert result["test_accuracy"] > 0.5
+    assert sum(machine["share"] for machine in result["machines"]) == 1
+    plan = json.loads((run / "plan.json").read_text())
+    size = 4 * plan["parameters"]
+    for line in lines(run):
+        assert line["sent_to"] == {"0": size}
+        assert line["received_from"] == {"0": size}
+        assert line["sent_bytes"] == 2 * size
+        assert line["staleness"] >= 0
+        assert line["wall_s"] - line["compute_s"] - line["wait_s"] - line["comm_s"] + 1e-6 >= 0
+
+
+def test_a_replica_dies_and_another_takes_its_steps(harbour: Harbour, tmp_path: Path) -> None:
+    """Nobody waits for it; what it had leased is done by others, and it comes back."""
+    run = tmp_path / "run"
+    answer = train(
+        harbour,
+        tmp_path,
+        data="slow",
+        options={"workers": 2, "epochs": 8} | ADAPTING,
+        **{"deed": "kill", "at": 12, "to": [64], "hurry_after": "joins"},
+    )
+    assert answer["error"] is None
+    assert set(steps_done(run)) == set(range(8 * STEPS_PER_EPOCH))
+    result = answer["result"]
+    assert result["reformations"] == 1
+    assert result["recoveries"][0]["lost"] == [platform.node()]
+    again = sum(count - 1 for count in steps_done(run).values()) * 64
+    assert again >= result["servers"]["samples_repeated"] > again - 64
+    assert result["samples_seen"] == 8 * TRAIN_SAMPLES + result["servers"]["samples_repeated"]
+    assert any("joins" in text for _, text in answer["said"])
+
+
+def test_a_shard_dies_and_comes_back_from_its_snapshot(harbour: Harbour, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    answer = train(
+        harbour,
+        tmp_path,
+        data="slow",
+        options={"workers": 2, "shards": 2, "epochs": 3, "snapshot_s": 1} | ADAPTING,
+        **{"deed": "kill shard", "at": 40, "hurry_after": "there again"},
+    )
+    assert answer["error"] is None
+    assert set(steps_done(run)) == set(range(3 * STEPS_PER_EPOCH))
+    servers = answer["result"]["servers"]
+    (restoration,) = servers["restorations"]
+    assert 0 <= servers["lost_updates"] == restoration["lost_updates"] <= 40
+    assert answer["result"]["reformations"] == 0
+    assert answer["result"]["test_accuracy"] > 0.5
+
+
+def test_what_was_interrupted_goes_on_exactly(harbour: Harbour, tmp_path: Path) -> None:
+    run, options = tmp_path / "run", {"workers": 1, "precision": "fp64", "epochs": 2}
+    answer = train(
+        harbour, tmp_path, data="slow", options=options, **{"deed": "interrupt", "at": 30}
+    )
+    assert answer["error"][0] == "KeyboardInterrupt"
+    answer = harbour.train(folder=tmp_path, data="slow", options={"resume": run, "workers": 1})
+    assert answer["error"] is None
+    assert answer["result"]["resumed_from_step"] > 30
+    assert_weights(run, 2 * STEPS_PER_EPOCH, atol=1e-12)
+    assert steps_done(run) == Counter(range(2 * STEPS_PER_EPOCH))
+
+
+def test_a_rate_that_is_too_high_is_named(harbour: Harbour, tmp_path: Path) -> None:
+    options = {"workers": 2, "epochs": 20, "lr": 1e6, "momentum": 0.0}
+    answer = train(harbour, tmp_path, options=options)
+    kind, text = answer["error"]
+    assert kind == "DivergedError"
+    assert "Try a lower --lr" in text
+    assert "snapshot" in text
