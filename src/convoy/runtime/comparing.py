@@ -128,6 +128,8 @@ def compare_at(
                 with Interrupt() as interrupt:
                     result = run_at(preparation, decision, processes, interrupt, observer)
                 step_s = measured_step_s(result.folder, _period(way), task.batch_size)
+                if way.prediction.strategy.asynchronous and result.images_per_s:
+                    step_s = task.batch_size / result.images_per_s  # steps side by side
                 results[way.label].append((result, step_s))
     rows = [_row(world, way, results[way.label], target_accuracy) for way in ways]
     for key in ("predicted", "measured"):
@@ -320,11 +322,10 @@ def _trimmed_time(
 
 def time_to(folder: Path, accuracy: float) -> float:
     """Seconds of training until an evaluation reaches `accuracy`; infinite if none does."""
-    reached = [
-        row["step"]
-        for row in read_lines(folder / "evaluations.jsonl")
-        if row["test_accuracy"] >= accuracy
-    ]
+    rows = read_lines(folder / "evaluations.jsonl")
+    reached = [row["step"] for row in rows if row["test_accuracy"] >= accuracy]
     if not reached:
         return float("inf")
+    if "elapsed_s" in rows[0]:  # asynchronous: steps lie side by side, and nobody waits meanwhile
+        return float(min(row["elapsed_s"] for row in rows if row["test_accuracy"] >= accuracy))
     return sum(s.wall_s for s in read_steps(folder / "steps.jsonl") if s.step <= min(reached))

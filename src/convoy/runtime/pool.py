@@ -47,15 +47,12 @@ class Pool:
         self._idle[place.index, self._cores[member]].append(member)
 
     def take_server(self, kind: type, node_id: str) -> Any:
-        """An actor of `kind`, which takes no cores, on a node: one that is idle, or a new one.
-
-        Where the node is gone it is on another.
-        """
+        """An actor of `kind`, which takes no cores, on a node: one that is idle, or a new one."""
         if self._idle_servers[kind, node_id]:
             return self._idle_servers[kind, node_id].pop()
         options: dict[str, Any] = {
             "num_cpus": 0,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True),
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False),
         }
         return ray.remote(kind).options(**options).remote()
 

@@ -56,7 +56,7 @@ def run_at(
     preparation.world = decision.world
     places = decision.places
     plan = make_plan(preparation, [places[i].worker() for i in decision.taking_part])
-    terms = preparation.job.decided.terms
+    terms = preparation.job.decided.terms(plan)
     if terms is not None:
         ended = run_with_servers(preparation, decision, plan, terms, processes, interrupt, observer)
         if ended is None:

@@ -77,7 +77,7 @@ def run(job: Job, observer: Observer) -> RunResult | None:
         raise UsageError(
             "torchrun decides how many ranks there are and where: leave out --workers, --cluster"
         )
-    if job.decided.terms is not None:
+    if job.decided.asynchronous:
         raise UsageError(
             f"--strategy {job.decided.name} needs processes of its own beside the ranks, which "
             "torchrun does not start: run convoy train without torchrun"

@@ -233,6 +233,8 @@ class Strategy(ABC):
     """Whether what is predicted of it has been held against runs; `auto` chooses no other."""
     exchanges_gradients: ClassVar[bool] = False
     """Whether every step ends in an exchange of gradients."""
+    asynchronous: ClassVar[bool] = False
+    """Whether it has `terms`."""
     customary_optimizer: ClassVar[str] = "sgd"
     """Used where no --optimizer is given."""
     rebalances: ClassVar[bool] = False
@@ -251,10 +253,10 @@ class Strategy(ABC):
         del plan
         return 0, 1
 
-    @property
-    def terms(self) -> ServerTerms | None:
+    def terms(self, plan: Plan) -> ServerTerms | None:
         """Of asynchronous training, whose ranks are replicas over parameter servers, each at its
         own pace: nobody forms a crew then, and steps are leased. None of all else."""
+        del plan
         return None
 
     def stretch(self, plan: Plan) -> tuple[Schedule, int]:

@@ -19,7 +19,7 @@ Between fetches a replica goes on with weights of its own, which plain SGD moves
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -40,6 +40,8 @@ STEPS_EACH = 4
 """Of the slowest replica, in the stretch of time that is simulated."""
 MOST_STEPS = 96
 """Of all replicas together there, unless one each is more."""
+WORTH_OVERLAPPING = 0.15
+"""Of a step's computation: an exchange that takes more of it is overlapped with the next."""
 MOST_SHARDS = 8
 """That are made unasked."""
 
@@ -52,6 +54,8 @@ class DownpourPlan(Plan):
     """By shard: the rank on whose machine it is."""
     sizes: tuple[int, ...]
     """By shard: elements."""
+    depth: int
+    """Pushes that may be unanswered while a replica computes on."""
 
     @property
     def homes(self) -> tuple[int, ...]:
@@ -61,7 +65,7 @@ class DownpourPlan(Plan):
     @property
     def settled(self) -> dict[str, int | str]:
         """How many shards there are."""
-        return {"shards": len(self.homes)}
+        return {"shards": len(self.homes), "in_flight": self.depth}
 
     @cached_property
     def takers(self) -> tuple[int, ...]:
@@ -87,11 +91,12 @@ class Downpour(Strategy):
     name: ClassVar[str] = "downpour"
     summary: ClassVar[str] = "replicas fetch from and push to parameter servers, each at its pace"
     exact: ClassVar[bool] = False
+    asynchronous: ClassVar[bool] = True
     customary_optimizer: ClassVar[str] = "adagrad"
 
     shards: int | Literal["auto"] = field(
         default="auto",
-        metadata={"help": "parameter servers, or auto: one for each machine, up to 8"},
+        metadata={"help": "parameter servers, or auto: as few as keep links least busy"},
     )
     fetch_every: int = field(default=1, metadata={"help": "steps between fetches of weights"})
     push_every: int = field(default=1, metadata={"help": "steps whose gradients go in one push"})
@@ -104,8 +109,9 @@ class Downpour(Strategy):
     staleness_scaled: Literal["yes", "no"] = field(
         default="no", metadata={"help": "yes or no: divide a push's step by its staleness"}
     )
-    in_flight: int = field(
-        default=1, metadata={"help": "pushes that may be unanswered while a replica computes on"}
+    in_flight: int | Literal["auto"] = field(
+        default="auto",
+        metadata={"help": "pushes that may be unanswered while a replica computes on, or auto"},
     )
     wire: str = field(
         default="fp32", metadata={"help": "fp32 or bf16 between ranks; downpour also topk:0.01"}
@@ -117,9 +123,11 @@ class Downpour(Strategy):
     def __post_init__(self) -> None:
         for name, least in (
             *(("fetch_every", 1), ("push_every", 1), ("warm_start", 0)),
-            *(("in_flight", 0), ("snapshot_s", 1)),
+            *(("snapshot_s", 1),),
         ):
             self._require_number(name, least)
+        if self.in_flight != "auto":
+            self._require_number("in_flight", 0, "auto")
         if self.shards != "auto":
             self._require_number("shards", 1, "auto")
         if self.staleness_scaled not in ("yes", "no"):
@@ -147,25 +155,21 @@ class Downpour(Strategy):
         return None if self.max_staleness == "none" else int(self.max_staleness)
 
     @property
-    def depth(self) -> int:
-        """Pushes that may be unanswered; none where staleness is bounded.
-
-        What is computed before the answer has come is of weights that the bound cannot wait for.
-        """
-        return self.in_flight if self.bound is None else 0
-
-    @property
     def encoding(self) -> Wire:
         """What travels."""
         return parse_wire(self.wire)
 
-    @property
-    def terms(self) -> ServerTerms | None:
+    def terms(self, plan: Plan) -> ServerTerms | None:
         """What it asks of its servers."""
+        assert isinstance(plan, DownpourPlan)
+        return self.terms_of(plan.depth)
+
+    def terms_of(self, depth: int) -> ServerTerms:
+        """As `terms`, with so many pushes in flight."""
         return ServerTerms(
             bound=self.bound,
             staleness_scaled=self.staleness_scaled == "yes",
-            depth=self.depth,
+            depth=depth,
             wire=self.encoding,
             window=max(self.push_every, self.fetch_every),
             warm_start=self.warm_start,
@@ -180,20 +184,54 @@ class Downpour(Strategy):
         else:
             speeds = [worker.weight for worker in problem.workers]
         machines: dict[str, int] = {}
+        of_machine: dict[str, float] = {}
         for rank in sorted(range(len(speeds)), key=lambda rank: -speeds[rank]):
-            machines.setdefault(problem.workers[rank].machine, rank)
+            name = problem.workers[rank].machine
+            machines.setdefault(name, rank)
+            of_machine[name] = of_machine.get(name, 0.0) + speeds[rank]
         homes = list(machines.values())
-        count = min(len(homes), MOST_SHARDS) if self.shards == "auto" else self.shards
         shapes = _shapes(problem)
         if self.shards == "auto":
-            count = min(count, sum(shape[0] if shape else 1 for shape in shapes.values()))
-        divided = divide(shapes, count)
+            rows = sum(shape[0] if shape else 1 for shape in shapes.values())
+            count = min(rows, _num_shards([of_machine[name] for name in machines]))
+        else:
+            count = int(self.shards)
+        sizes = tuple(num_elements(shard) for shard in divide(shapes, count))
+        servers = tuple(homes[shard % len(homes)] for shard in range(count))
         return DownpourPlan(
             problem=problem,
             shares=_portions(size, speeds),
-            servers=tuple(homes[shard % len(homes)] for shard in range(count)),
-            sizes=tuple(num_elements(shard) for shard in divided),
+            servers=servers,
+            sizes=sizes,
+            depth=self._depth(problem, servers, sizes),
         )
+
+    def _depth(self, problem: Problem, servers: tuple[int, ...], sizes: tuple[int, ...]) -> int:
+        """Pushes that may be unanswered; none where staleness is bounded.
+
+        What is computed before the answer has come is of weights that a bound cannot wait for. And
+        where an exchange takes little of a step, older weights are not worth what is saved.
+        """
+        if self.bound is not None:
+            return 0
+        if self.in_flight != "auto":
+            return int(self.in_flight)
+        world, wire, width = problem.world, self.encoding, problem.element_bytes
+        if world is None or len(problem.workers) == 1:
+            return 0
+        worst = 0.0
+        for worker in problem.workers:
+            if worker.seconds is None:
+                continue
+            host, taken = world.devices[worker.index].host, 0.0
+            for server, elements in zip(servers, sizes, strict=True):
+                home = world.devices[problem.workers[server].index].host
+                size = wire.push_bytes(elements, width) / self.push_every
+                size += wire.fetch_bytes(elements, width) / self.fetch_every
+                if home != host:
+                    taken += size / world.bandwidths[host, home]
+            worst = max(worst, taken / worker.seconds(problem.batch_size))
+        return 1 if worst > WORTH_OVERLAPPING else 0
 
     def schedule(self, plan: Plan, step: int) -> Schedule:
         """What one replica does in one step, the one that takes it: fetch, compute, push."""
@@ -209,7 +247,7 @@ class Downpour(Strategy):
         operations: list[Operation] = []
         done: dict[int, int] = {}
         ready: dict[int, list[tuple[int, ...]]] = {}
-        depth = self.depth if len(plan.shares) > 1 else 0
+        depth = plan.depth if len(plan.shares) > 1 else 0
         for step, replica in enumerate(plan.takers):
             earlier = ready.setdefault(replica, [])
             # what a step begins with: the last computation, and the answer `depth` pushes ago
@@ -345,6 +383,26 @@ def _descend(model: nn.Module, gradients: Mapping[str, Tensor], lr: float) -> No
     for name, parameter in model.named_parameters():
         if name in gradients:
             parameter.sub_(gradients[name], alpha=lr)
+
+
+def _num_shards(speeds: Sequence[float]) -> int:
+    """How many shards keep the busiest machine's link least busy; of about equals, the fewest.
+
+    With S shards on the S fastest machines each has an S-th of the parameters. A machine's link
+    brings it the pushes of all others to its shard, and what its replicas fetch from other shards;
+    what it sends is as much.
+
+    Args:
+        speeds: steps per second of each machine's replicas, the fastest first.
+    """
+    total = sum(speeds)
+
+    def busiest(count: int) -> float:
+        with_shard = max((total - s) / count + s * (count - 1) / count for s in speeds[:count])
+        return max([with_shard, *speeds[count:]])
+
+    loads = {count: busiest(count) for count in range(1, min(len(speeds), MOST_SHARDS) + 1)}
+    return min(count for count, load in loads.items() if load <= 1.1 * min(loads.values()))
 
 
 def _shapes(problem: Problem) -> dict[str, tuple[int, ...]]:

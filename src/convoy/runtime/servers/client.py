@@ -9,35 +9,43 @@ not answered is sent once more.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import ray
 import torch
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
+import zmq
 from torch import nn
 
 from convoy.errors import CrewError
-from convoy.runtime.servers.shard import Answer, PushMessage
+from convoy.runtime.servers.messages import (
+    Answer,
+    Kind,
+    PushMessage,
+    Request,
+    pack_request,
+    read_answer,
+)
 from convoy.strategies.parameter_shards import Shard, gather, scatter
 from convoy.strategies.push_codec import Encoder, Wire, from_array
 from convoy.strategies.server import Push
 
-GONE = (RayActorError, ObjectLostError)
 PATIENCE_S = 120.0
 """How long a shard may take to be there again."""
-LOOK_S = 5.0
+LOOK_S = 0.5
 """How often a replica that waits for an answer asks whether the shard still is the one it knows."""
+LINGER_MS = 1000
+"""How long what was sent last may take to be gone."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Call:
     """A question to one shard that is on its way."""
 
-    reference: Any
+    ticket: int
+    request: Request
     incarnation: int
     """Which of the shard's it was put to."""
 
@@ -46,10 +54,7 @@ class Call:
 class Exchange:
     """One message to every shard, and what is to come of it."""
 
-    messages: list[PushMessage | None]
-    """By shard; None asks for weights only."""
     calls: list[Call]
-    fetch: bool
     sent_to: Counter[int] = field(default_factory=Counter)
     """Bytes, by the rank on whose machine they went."""
     received_from: Counter[int] = field(default_factory=Counter)
@@ -68,14 +73,15 @@ class Exchange:
 
 
 class ShardClient:
-    """`ParameterServer`, over shards that are Ray actors."""
+    """`ParameterServer`, over shards that listen on sockets. Of one thread."""
 
     def __init__(
         self,
         *,
         replica: int,
-        coordinator: Any,
-        shards: Sequence[Any],
+        session: str,
+        look_up: Callable[[], tuple[Sequence[str], Sequence[int]]],
+        endpoints: Sequence[str],
         incarnations: Sequence[int],
         homes: Sequence[int],
         pieces: Sequence[Shard],
@@ -86,16 +92,23 @@ class ShardClient:
         """Take part as `replica`.
 
         Args:
+            session: the run, which shards tell from others.
+            look_up: where shards are now, and which incarnation each is.
+            endpoints: by shard, where it listens.
             homes: by shard, the rank on whose machine it is.
             pieces: by shard, what it holds.
             depth: exchanges that may be unanswered after `settle`.
         """
         self.depth = depth
-        self._replica, self._coordinator = replica, coordinator
-        self._shards, self._incarnations = list(shards), list(incarnations)
+        self._replica, self._session, self._look_up = replica, session, look_up
+        self._endpoints, self._incarnations = list(endpoints), list(incarnations)
         self._homes, self._pieces, self._wire = homes, pieces, wire
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._encoders = [Encoder(wire) for _ in pieces]
+        self._sockets = [self._connected(endpoint) for endpoint in endpoints]
+        self._tickets = itertools.count()
+        self._come: dict[int, Answer] = {}
+        """Answers that have come, by ticket."""
         self._due: deque[Exchange] = deque()
         self._bases = [0] * len(pieces)
         """By shard: the version of the weights that are in the model."""
@@ -106,46 +119,48 @@ class ShardClient:
         self.blocked_s = 0.0
         """How long this replica has waited for shards; whoever reads it may set it to 0."""
 
+    def close(self) -> None:
+        """Let go of the sockets."""
+        for socket in self._sockets:
+            socket.close(linger=LINGER_MS)
+
     def fetch(self) -> None:
         """Have the newest weights in the model. Blocks."""
         started = time.perf_counter()
-        calls = [self._ask(index, "fetch", self._replica) for index in range(len(self._shards))]
+        calls = [self._ask(index, "fetch") for index in range(len(self._pieces))]
         for index, call in enumerate(calls):
-            self._take_over(index, self._answer(index, call, "fetch", self._replica))
+            self._take_over(index, self._answer(index, call))
         self._oldest = self._oldest or list(self._bases)
         self.blocked_s += time.perf_counter() - started
 
     def rest(self) -> None:
         """Tell all shards that nothing is being computed here for now."""
-        ray.wait(
-            [s.leave.remote(self._replica) for s in self._shards], num_returns=len(self._shards)
-        )
+        for index in range(len(self._pieces)):
+            self._ask(index, "leave")
 
     def exchange(self, push: Push | None, *, fetch: bool) -> None:
         """Send a push, and ask for the weights after it. Returns at once."""
         started = time.perf_counter()
-        messages: list[PushMessage | None] = []
         sent_to: Counter[int] = Counter()
         bases = self._oldest or self._bases
+        calls = []
         for index, pieces in enumerate(self._pieces):
             if push is None:
-                messages.append(None)
+                calls.append(self._ask(index, "refetch"))
                 continue
             arrays = self._encoders[index](gather(push.gradients, pieces))
             sent_to[self._homes[index]] += sum(array.nbytes for array in arrays)
-            messages.append(
-                PushMessage(
-                    replica=self._replica,
-                    base=bases[index],
-                    holds=() if fetch else (self._bases[index],),
-                    samples=push.samples,
-                    lr=push.lr,
-                    arrays=arrays,
-                    fetch=fetch,
-                )
+            message = PushMessage(
+                replica=self._replica,
+                base=bases[index],
+                holds=() if fetch else (self._bases[index],),
+                samples=push.samples,
+                lr=push.lr,
+                arrays=arrays,
+                fetch=fetch,
             )
-        calls = [self._ask(i, *self._question(message)) for i, message in enumerate(messages)]
-        self.issued = Exchange(messages=messages, calls=calls, fetch=fetch, sent_to=sent_to)
+            calls.append(self._ask(index, "push", message))
+        self.issued = Exchange(calls=calls, sent_to=sent_to)
         self._due.append(self.issued)
         if push is not None:
             self._oldest = None
@@ -156,9 +171,8 @@ class ShardClient:
         started = time.perf_counter()
         while len(self._due) > self.depth or (self._due and self._has_come(self._due[0])):
             exchange = self._due.popleft()
-            for index, message in enumerate(exchange.messages):
-                question = self._question(message)
-                answer = self._answer(index, exchange.calls[index], *question)
+            for index, call in enumerate(exchange.calls):
+                answer = self._answer(index, call)
                 if answer.weights is not None:
                     exchange.received_from[self._homes[index]] += answer.weights.nbytes
                     self._take_over(index, answer)
@@ -172,47 +186,63 @@ class ShardClient:
         self.settle()
         self.depth = depth
 
-    @staticmethod
-    def _has_come(exchange: Exchange) -> bool:
-        references = [call.reference for call in exchange.calls]
-        ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        return len(ready) == len(references)
+    def _has_come(self, exchange: Exchange) -> bool:
+        for index in range(len(self._pieces)):
+            self._collect(index, 0)
+        return all(call.ticket in self._come for call in exchange.calls)
 
-    def _question(self, message: PushMessage | None) -> tuple[str, Any]:
-        return ("refetch", self._replica) if message is None else ("push", message)
+    def _ask(self, index: int, kind: Kind, push: PushMessage | None = None) -> Call:
+        ticket = next(self._tickets)
+        request = Request(
+            kind=kind, session=self._session, ticket=ticket, replica=self._replica, push=push
+        )
+        self._sockets[index].send_multipart(pack_request(request), copy=False)
+        return Call(ticket=ticket, request=request, incarnation=self._incarnations[index])
 
-    def _ask(self, index: int, method: str, argument: Any) -> Call:
-        reference = getattr(self._shards[index], method).remote(argument)
-        return Call(reference=reference, incarnation=self._incarnations[index])
-
-    def _answer(self, index: int, call: Call, method: str, argument: Any) -> Answer:
+    def _answer(self, index: int, call: Call) -> Answer:
         """The shard's answer; of a shard that has died, its successor's to the same question."""
-        waited_since = time.monotonic()
-        while True:
-            try:
-                answer: Answer = ray.get(call.reference, timeout=LOOK_S)
-                return answer
-            except GetTimeoutError:
-                if time.monotonic() - waited_since > PATIENCE_S:
-                    raise CrewError(
-                        f"shard {index} of the parameters has not answered replica "
-                        f"{self._replica} for {PATIENCE_S:.0f} s"
-                    ) from None
-            except GONE:
-                if call.incarnation == self._incarnations[index]:
-                    self._find_successor(index)
-                call = self._ask(index, method, argument)
+        deadline = time.monotonic() + PATIENCE_S
+        while call.ticket not in self._come:
+            if self._collect(index, LOOK_S):
+                continue
+            self._look_for_successors()
+            if call.incarnation < self._incarnations[index]:
+                again = self._ask(index, call.request.kind, call.request.push)
+                call.ticket, call.incarnation = again.ticket, again.incarnation
+                deadline = time.monotonic() + PATIENCE_S
+            elif time.monotonic() > deadline:
+                raise CrewError(
+                    f"shard {index} of the parameters ({self._endpoints[index]}) has not answered "
+                    f"replica {self._replica} for {PATIENCE_S:.0f} s"
+                )
+        return self._come.pop(call.ticket)
 
-    def _find_successor(self, index: int) -> None:
-        call = self._coordinator.shard_after.remote(index, self._incarnations[index])
-        try:
-            found = ray.get(call, timeout=PATIENCE_S)
-        except GetTimeoutError:
-            raise CrewError(
-                f"shard {index} of the parameters died, and was not there again within "
-                f"{PATIENCE_S:.0f} s"
-            ) from None
-        self._shards[index], self._incarnations[index] = found
+    def _collect(self, index: int, patience_s: float) -> bool:
+        """Take in one answer of a shard; False if none comes."""
+        socket = self._sockets[index]
+        if not socket.poll(int(patience_s * 1000)):
+            return False
+        frames = socket.recv_multipart(copy=False)
+        ticket, answer = read_answer([frame.buffer for frame in frames])
+        self._come[ticket] = answer
+        return True
+
+    def _look_for_successors(self) -> None:
+        """Turn to the shards that have been started again."""
+        endpoints, incarnations = self._look_up()
+        for index, incarnation in enumerate(incarnations):
+            if incarnation > self._incarnations[index]:
+                self._sockets[index].close(linger=0)
+                self._sockets[index] = self._connected(endpoints[index])
+                self._endpoints[index] = endpoints[index]
+                self._incarnations[index] = incarnation
+
+    @staticmethod
+    def _connected(endpoint: str) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        socket.setsockopt(zmq.IPV6, "[" in endpoint)
+        socket.connect(endpoint)
+        return socket
 
     @torch.no_grad()
     def _take_over(self, index: int, answer: Answer) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from convoy.runtime.servers.leases import Leases
 
@@ -71,24 +70,18 @@ class Coordinator:
         self._judging: dict[int, int] = {}
         self._judged_up_to = self._epochs_done()
         self._stopped = False
-        self._shards: tuple[Any, ...] = ()
+        self._shards: tuple[str, ...] = ()
         self._incarnations: tuple[int, ...] = ()
 
-    async def set_shards(self, shards: Sequence[Any], incarnations: Sequence[int]) -> None:
+    async def set_shards(self, endpoints: Sequence[str], incarnations: Sequence[int]) -> None:
         """Where the shards are; each incarnation is one more than the last one's."""
         async with self._changed:
-            self._shards, self._incarnations = tuple(shards), tuple(incarnations)
+            self._shards, self._incarnations = tuple(endpoints), tuple(incarnations)
             self._changed.notify_all()
 
-    async def shards(self) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    async def shards(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Where the shards are, and which incarnation each is."""
         return self._shards, self._incarnations
-
-    async def shard_after(self, index: int, incarnation: int) -> tuple[Any, int]:
-        """The shard's next incarnation; waits for it."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._incarnations[index] > incarnation)
-            return self._shards[index], self._incarnations[index]
 
     async def join(self, replica: int) -> None:
         """`replica` is at work from now on."""

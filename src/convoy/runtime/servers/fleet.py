@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -66,11 +67,13 @@ class ShardHandle:
     index: int
     actor: Any
     loaded: Any
-    """Ends when it has its state."""
+    """Gives its endpoint once it has its state."""
     serving: Any
     """Ends when the shard does."""
     node_id: str
     incarnation: int = 0
+    endpoint: str = ""
+    """Where it listens, once it has its state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +123,7 @@ class Fleet:
     _coordinator: Any = None
     _job_reference: Any = None
     _pieces: tuple[Pieces, ...] = ()
+    _session: str = field(default_factory=lambda: uuid.uuid4().hex)
     _here: str = ""
     """The driver's node."""
 
@@ -189,7 +193,14 @@ class Fleet:
         self._tell_shards()
 
     def _start_shard(self, index: int, state: ShardState, node_id: str) -> ShardHandle:
-        orders = ShardOrders(index=index, settings=self.job.settings, terms=self.terms, state=state)
+        orders = ShardOrders(
+            index=index,
+            session=self._session,
+            address=self._address_of(node_id),
+            settings=self.job.settings,
+            terms=self.terms,
+            state=state,
+        )
         actor = self.pool.take_server(Shard, node_id)
         loaded, serving = actor.load.remote(orders), actor.serve.remote()
         return ShardHandle(
@@ -198,13 +209,19 @@ class Fleet:
 
     def _tell_shards(self) -> None:
         """Have the coordinator know where shards are, once they have their states."""
-        with contextlib.suppress(*GONE):  # who dies meanwhile is noticed in a moment
-            ray.get([shard.loaded for shard in self._shards], timeout=START_S)
-        actors, incarnations = self._where()
-        ray.get(self._coordinator.set_shards.remote(actors, incarnations), timeout=START_S)
+        for shard in self._shards:
+            with contextlib.suppress(*GONE):  # who dies meanwhile is noticed in a moment
+                shard.endpoint = ray.get(shard.loaded, timeout=START_S)
+        ray.get(self._coordinator.set_shards.remote(*self._where()), timeout=START_S)
 
-    def _where(self) -> tuple[list[Any], list[int]]:
-        return [s.actor for s in self._shards], [s.incarnation for s in self._shards]
+    def _where(self) -> tuple[list[str], list[int]]:
+        return [s.endpoint for s in self._shards], [s.incarnation for s in self._shards]
+
+    def _address_of(self, node_id: str) -> str:
+        """By which replicas reach a machine."""
+        known = [place.address for place in self.places if place.node_id == node_id]
+        nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        return known[0] if known else str(nodes[node_id])
 
     def _hire(self, place: Place) -> MemberHandle:
         num_threads = threads_at(place, self.places, self.job.settings)
@@ -217,7 +234,7 @@ class Fleet:
         if self.terms.bound is not None:
             ray.get([s.actor.join.remote(numbers) for s in self._shards], timeout=START_S)
         ray.get([self._coordinator.join.remote(number) for number in numbers], timeout=START_S)
-        actors, incarnations = self._where()
+        endpoints, incarnations = self._where()
         tensors = ray.put(self._network())
         for number, member in zip(numbers, members, strict=True):
             orders = ReplicaOrders(
@@ -228,7 +245,8 @@ class Fleet:
                 plan=self.plan,
                 pieces=self._pieces,
                 terms=self.terms,
-                shards=tuple(actors),
+                session=self._session,
+                endpoints=tuple(endpoints),
                 incarnations=tuple(incarnations),
                 coordinator=self._coordinator,
             )

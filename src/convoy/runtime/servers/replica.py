@@ -33,6 +33,9 @@ from convoy.strategies import Batch, Pending, Plan, Rank
 from convoy.strategies.parameter_shards import Shard
 from convoy.strategies.server import Push, ServerTerms
 
+SAY_S = 0.5
+"""How long a replica that has work keeps to itself what it has done."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaOrders:
@@ -48,7 +51,9 @@ class ReplicaOrders:
     pieces: tuple[Shard, ...]
     """By shard: what it holds."""
     terms: ServerTerms
-    shards: tuple[Any, ...]
+    session: str
+    endpoints: tuple[str, ...]
+    """By shard: where it listens."""
     incarnations: tuple[int, ...]
     coordinator: Any
 
@@ -84,11 +89,15 @@ class Replica:
         self._trainee, self._orders, self._sink = trainee, orders, sink
         self._begun: deque[Begun] = deque()
         self._began_s = 0.0
+        self._done: list[int] = []
+        """Steps that the coordinator does not know to be done yet."""
+        self._done_s = self._said_s = 0.0
         self._layout = "contiguous"
         self._server = ShardClient(
             replica=orders.replica,
-            coordinator=orders.coordinator,
-            shards=orders.shards,
+            look_up=lambda: ray.get(orders.coordinator.shards.remote()),
+            session=orders.session,
+            endpoints=orders.endpoints,
             incarnations=orders.incarnations,
             homes=orders.plan.homes,
             pieces=orders.pieces,
@@ -103,6 +112,10 @@ class Replica:
         Raises:
             DivergedError: this replica's loss is not finite.
         """
+        with contextlib.closing(self._server):
+            return self._run()
+
+    def _run(self) -> Outcome:
         trainee, orders = self._trainee, self._orders
         torch.set_num_threads(trainee.num_threads)
         self._layout = trainee.choose_layout(orders.plan.problem.batch_size)
@@ -131,7 +144,7 @@ class Replica:
         with contextlib.closing(trainee.job.decided.run(rank)) as program:
             for completed in program:
                 self._note(completed.batch, completed.loss_sum)
-        self._report()
+        self._report(everything=True)
         self._server.rest()
         return Outcome(kind="finished", step=None)
 
@@ -157,7 +170,7 @@ class Replica:
         if lease is not None and not lease.ends:
             return lease
         self._server.finish()
-        self._report()
+        self._report(everything=True)
         if lease is None:
             if self._orders.terms.bound is not None:  # somebody may wait for it
                 self._server.rest()
@@ -215,9 +228,8 @@ class Replica:
         }
         self._report()
 
-    def _report(self) -> None:
-        """Send the records that are complete, and say that their steps are done."""
-        steps, seconds = [], 0.0
+    def _report(self, *, everything: bool = False) -> None:
+        """Send the records that are complete; now and then, say that their steps are done."""
         while self._begun and self._begun[0].is_complete:
             begun = self._begun.popleft()
             record, push, exchange = begun.record, begun.push, begun.exchange
@@ -236,10 +248,12 @@ class Replica:
                     "versions": [answer.version for answer in push.answers],
                 }
             )
-            steps.append(begun.step)
-            seconds += record["wall_s"]
-        if steps:
-            self._orders.coordinator.done.remote(self._orders.replica, steps, seconds)
+            self._done.append(begun.step)
+            self._done_s += record["wall_s"]
+        if self._done and (everything or time.perf_counter() - self._said_s > SAY_S):
+            arguments = (self._orders.replica, self._done, self._done_s)
+            self._orders.coordinator.done.remote(*arguments)
+            self._done, self._done_s, self._said_s = [], 0.0, time.perf_counter()
 
 
 class _Noting:

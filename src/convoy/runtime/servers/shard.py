@@ -13,18 +13,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy
 import torch
+import zmq
+import zmq.asyncio
 from torch import Tensor, nn
 
 from convoy.runtime.memory import keep_freed_memory
 from convoy.runtime.optimization import make_optimizer
+from convoy.runtime.servers.messages import (
+    Answer,
+    PushMessage,
+    Request,
+    pack_answer,
+    read_request,
+)
 from convoy.runtime.settings import TrainSettings
-from convoy.strategies.push_codec import Arrays, as_array, decode
+from convoy.strategies.push_codec import as_array, decode
 from convoy.strategies.server import ServerTerms
 from convoy.strategies.update_gate import Offer, UpdateGate
 
@@ -34,6 +42,10 @@ class ShardOrders:
     """What a shard is told when it starts."""
 
     index: int
+    session: str
+    """Which run it serves."""
+    address: str
+    """The IP address at which replicas reach its machine."""
     settings: TrainSettings
     terms: ServerTerms
     state: ShardState
@@ -48,33 +60,6 @@ class ShardState:
     """[elements]"""
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     """By key of the optimizer's state: [elements], or a scalar."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PushMessage:
-    """A push as it arrives."""
-
-    replica: int
-    base: int
-    """The version of the weights that it is of."""
-    holds: tuple[int, ...]
-    """Versions that its replica goes on to compute with."""
-    samples: int
-    lr: float
-    arrays: Arrays
-    fetch: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What comes back."""
-
-    version: int
-    staleness: int | None = None
-    """Of a push: updates between the fetch of its weights and its own."""
-    held_s: float = 0.0
-    """How long the gate has held the push back."""
-    weights: numpy.ndarray | None = None
 
 
 @dataclass
@@ -93,11 +78,15 @@ class Shard:
         keep_freed_memory()
         torch.set_num_threads(1)
         self._end = asyncio.Event()
+        self._socket: zmq.asyncio.Socket | None = None
+        self._endpoint = ""
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def load(self, orders: ShardOrders) -> None:
-        """Begin with what `orders` say."""
+    async def load(self, orders: ShardOrders) -> str:
+        """Begin with what `orders` say; returns where replicas reach this shard."""
         self._end.clear()
         self._orders = orders
+        endpoint = self._listen_at(orders.address)
         module = nn.ParameterDict({"rows": nn.Parameter(orders.state.weights.clone())})
         self._rows: nn.Parameter = module["rows"]
         self._optimizer = make_optimizer(module, orders.settings)
@@ -106,6 +95,49 @@ class Shard:
             self._optimizer.state[self._rows] = kept
         self._gate: UpdateGate[_Waiting] = UpdateGate(orders.terms.bound, orders.state.version)
         self._pushes, self._apply_s = 0, 0.0
+        return endpoint
+
+    def _listen_at(self, address: str) -> str:
+        """Answer what comes to a port of this address from now on."""
+        host = f"[{address}]" if ":" in address else address
+        if not self._endpoint.startswith(f"tcp://{host}:"):
+            if self._socket is not None:
+                self._socket.close(linger=0)
+            self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+            self._socket.setsockopt(zmq.IPV6, ":" in address)
+            self._endpoint = f"tcp://{host}:{self._socket.bind_to_random_port(f'tcp://{host}')}"
+            self._keep(self._listen(self._socket))
+        return self._endpoint
+
+    async def _listen(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            try:
+                caller, *frames = await socket.recv_multipart(copy=False)
+            except zmq.ZMQError:
+                return  # closed
+            request = read_request([frame.buffer for frame in frames])
+            if request.session == self._orders.session:
+                # Tasks begin in the order in which they are made: pushes stay in theirs.
+                self._keep(self._respond(socket, caller, request))
+
+    async def _respond(
+        self, socket: zmq.asyncio.Socket, caller: zmq.Frame, request: Request
+    ) -> None:
+        if request.kind == "leave":
+            await self.leave(request.replica)
+            return
+        if request.push is not None:
+            answer = await self.push(request.push)
+        elif request.kind == "fetch":
+            answer = await self.fetch(request.replica)
+        else:
+            answer = await self.refetch(request.replica)
+        await socket.send_multipart([caller, *pack_answer(request.ticket, answer)], copy=False)
+
+    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)  # or nobody would, and it might be collected
+        task.add_done_callback(self._tasks.discard)
 
     async def join(self, replicas: Sequence[int]) -> None:
         """These replicas are about to fetch, and nothing goes too far ahead of them."""

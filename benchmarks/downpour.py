@@ -1,0 +1,306 @@
+"""`downpour` in the lab: throughput, the servers' link, and what deaths cost. Needs root.
+
+    sudo python benchmarks/downpour.py throughput [--rounds 1] [--only CASE]
+    sudo python benchmarks/downpour.py link
+    python benchmarks/downpour.py kills [--replicas 20] [--shards 10]
+
+`throughput`: every machine alone, then `downpour`, Convoy's `data` and plain
+DistributedDataParallel over all, in turns; in one case a machine is slowed to a tenth in the
+middle. `link`: pushes and fetches of a network of 100 MB between two machines, beside what the link
+carries, and what a push costs a server beside one pass over its memory. `kills`: replicas and shards
+killed at random moments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+import convoy
+from common import median, write
+from convoy import lab
+from convoy.cluster import parse_cluster
+from convoy.runtime.observer import LogObserver
+
+NETWORK, BATCH_SIZE, STEPS, SKIP = "cifar10-quick", 100, 160, 12
+DATA = "synthetic:3x32x32:10:60000"  # an epoch, so that no evaluation comes between
+CASES: dict[str, tuple[tuple[float, ...], bool]] = {
+    "1.0 + 0.5": ((1.0, 0.5), False),
+    "0.6 + 0.6 + 0.3": ((0.6, 0.6, 0.3), False),
+    "0.6 + 0.6 + 0.3, the second slowed to a tenth": ((0.6, 0.6, 0.3), True),
+}
+SLOWED, SLOW_S = 0.1, 20.0
+"""To which part of its speed, and for how long."""
+PORT = 29531
+LINK_NETWORK, LINK_DATA = "ours:large", "synthetic:3x8x8:10:2000"
+
+
+def cluster_text(cores: Sequence[float], names: Sequence[str]) -> str:
+    """Machines a, b, c of so many cores on 1 Gbit/s; of them, those of `names`."""
+    machines = [
+        f'[[machine]]\nname = "{name}"\ncpus = {cpus}\n\n'
+        for name, cpus in zip("abc", cores, strict=False)
+        if name in names
+    ]
+    return "".join(machines) + '[network]\nbandwidth = "1 Gbit/s"\n'
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Lines of `steps.jsonl` that are whole."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def ours(
+    inside: lab.Lab, folder: Path, way: str, cluster: str, steps: int, slowed: bool
+) -> tuple[list[dict[str, Any]], tuple[float, float]]:
+    """Steps of `convoy train`, and when a machine was slow."""
+    file = folder / "cluster.toml"
+    file.write_text(cluster)
+    out = folder / f"run-{time.monotonic_ns()}"
+    command = [sys.executable, "-m", "convoy", "train", "--network", NETWORK, "--data", DATA]
+    command += ["--batch-size", str(BATCH_SIZE), "--steps", str(steps), "--lr", "0.001"]
+    command += ["--strategy", way, "--cluster", str(file), "--out", str(out)]
+    command += ["--checkpoint-every", "100000", "--optimizer", "sgd"]
+    environment = inside.environment() | {"XDG_CACHE_HOME": str(folder / "cache")}
+    first = next(name for name in "abc" if f'"{name}"' in cluster)
+    training = inside.start(first, command, env=environment, stdout=subprocess.DEVNULL)
+    span = (0.0, 0.0)
+    while training.poll() is None:
+        if slowed and not span[0] and len(read(out / "steps.jsonl")) > 3 * SKIP:
+            span = (time.time(), 0.0)
+            inside.set_cores("b", CASES["0.6 + 0.6 + 0.3"][0][1] * SLOWED)
+        elif span[0] and not span[1] and time.time() > span[0] + SLOW_S:
+            span = (span[0], time.time())
+            inside.set_cores("b", CASES["0.6 + 0.6 + 0.3"][0][1])
+        time.sleep(0.2)
+    if training.returncode:
+        raise SystemExit(f"convoy train --strategy {way} failed")
+    return read(out / "steps.jsonl"), span
+
+
+def pace(rows: Sequence[dict[str, Any]], begin: float = 0.0, end: float = float("inf")) -> float:
+    """Images per second of the steps that ended between two moments."""
+    done: dict[int, tuple[float, int]] = {}
+    for row in rows:  # of a synchronous step all ranks' lines, the last of which ends it
+        at, samples = done.get(row["step"], (0.0, 0))
+        done[row["step"]] = (max(at, row["time"]), samples + row["samples"])
+    ordered = sorted(v for v in done.values() if begin <= v[0] <= end)
+    skip = SKIP if not begin else 0
+    kept = ordered[skip : len(ordered) - (0 if begin else 4)]
+    span = kept[-1][0] - kept[0][0]
+    return sum(samples for _, samples in kept[1:]) / span if span > 0 else float("nan")
+
+
+def plain(inside: lab.Lab, slowed: bool) -> tuple[float, float]:
+    """Images per second of plain DDP with equal shares, channels-last; and while one is slow."""
+    names = list(inside.addresses)
+    script = str(Path(__file__).parent / "plain_ddp.py")
+    size = BATCH_SIZE // len(names) * len(names)
+    command = [sys.executable, script, "--network", NETWORK, "--data", DATA, "--channels-last"]
+    command += ["--batch-size", str(size), "--steps", str(STEPS // 2)]
+    ranks = []
+    for rank, name in enumerate(names):
+        meeting = {"MASTER_ADDR": inside.addresses[names[0]], "MASTER_PORT": str(PORT)}
+        place = {"RANK": str(rank), "WORLD_SIZE": str(len(names))}
+        place |= {"OWN_ADDRESS": inside.addresses[name]}
+        env = os.environ | meeting | place
+        out = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
+        ranks.append(inside.start(name, command, env=env, stdout=out, text=True))
+    if slowed:
+        time.sleep(25)  # they are at work by then
+        inside.set_cores("b", CASES["0.6 + 0.6 + 0.3"][0][1] * SLOWED)
+        time.sleep(SLOW_S)
+        inside.set_cores("b", CASES["0.6 + 0.6 + 0.3"][0][1])
+    said, _ = ranks[0].communicate(timeout=600)
+    for process in ranks[1:]:
+        process.wait(timeout=120)
+    times: list[float] = json.loads(said)[SKIP:]
+    usual = median(times)
+    slow = [seconds for seconds in times if seconds > 3 * usual]
+    return size / usual, size / median(slow) if slow else float("nan")
+
+
+def throughput(case: str, rounds: int) -> list[dict[str, Any]]:
+    """One cluster."""
+    cores, slowed = CASES[case]
+    names = "abc"[: len(cores)]
+    found: dict[str, list[float]] = {}
+    slow: dict[str, list[float]] = {}
+    text = cluster_text(cores, names)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        lab.emulated(parse_cluster(text), f"w{os.getpid() % 10**6}") as inside,
+    ):
+        folder = Path(name)
+        for _ in range(rounds):
+            for machine in names:
+                steps, _ = ours(inside, folder, "single", cluster_text(cores, machine), 45, False)
+                found.setdefault(f"{machine} alone", []).append(pace(steps))
+            for way in ("downpour", "data"):
+                count = STEPS * 2 if slowed else STEPS
+                steps, (begin, end) = ours(inside, folder, way, text, count, slowed)
+                if slowed:
+                    slow.setdefault(way, []).append(pace(steps, begin + 3, end))
+                    before = [row for row in steps if row["time"] < begin]
+                    steps = before or steps
+                found.setdefault(way, []).append(pace(steps))
+            usual, slower = plain(inside, slowed)
+            found.setdefault("DDP", []).append(usual)
+            slow.setdefault("DDP", []).append(slower)
+    speeds = {way: median(values) for way, values in found.items()}
+    together = sum(speeds[f"{machine} alone"] for machine in names)
+    then = together - (1 - SLOWED) * speeds["b alone"]
+    rows = []
+    for way in ("downpour", "data", "DDP"):
+        row = {"case": case, "way": way, "images/s": speeds[way]}
+        row |= {"of the sum of speeds": speeds[way] / together}
+        if slowed:
+            row |= {"images/s while slow": median(slow[way])}
+            row |= {"of the sum then": median(slow[way]) / then}
+        rows.append(row | {f"{m} alone": speeds[f"{m} alone"] for m in names})
+    return rows
+
+
+def link() -> list[dict[str, Any]]:
+    """A network of 100 MB between a server and a replica on two machines."""
+    text = cluster_text((1.0, 0.9), "ab")
+    script = str(Path(__file__).parent / "downpour_link.py")
+    with lab.emulated(parse_cluster(text), f"l{os.getpid() % 10**6}") as inside:
+        addresses = inside.addresses
+        server = inside.start(
+            *("a", [sys.executable, script, "serve", addresses["a"]]),
+            **{"stdout": subprocess.PIPE, "text": True},
+        )
+        assert server.stdout is not None
+        endpoint = server.stdout.readline().strip()
+        done = inside.run(
+            *("b", [sys.executable, script, "exchange", endpoint]),
+            **{"stdout": subprocess.PIPE, "text": True},
+        )
+        said, _ = server.communicate(timeout=120)
+    found: dict[str, Any] = json.loads(done.stdout) | json.loads(said)
+    return [{"figure": name, "value": value} for name, value in found.items()]
+
+
+class Killer(LogObserver):
+    """Kills replicas and shards of a run at random moments."""
+
+    def __init__(self, victims: list[str], seed: int) -> None:
+        self.victims, self.random = victims, random.Random(seed)
+        self.killed: list[tuple[float, str]] = []
+        self._next, self._ready = 40, True
+
+    def stepped(self, step: Any, num_steps: int) -> None:
+        """Kill one if all are there and its step has come."""
+        del num_steps
+        if self.victims and self._ready and step.step >= self._next:
+            self._ready = False
+            threading.Timer(self.random.random() * 0.3, self._kill).start()
+
+    def say(self, text: str, level: Any = "info") -> None:
+        """Once what was killed is there again, another may be."""
+        super().say(text, level)
+        if "joins" in text or "there again" in text:
+            self._ready = True
+
+    def _kill(self) -> None:
+        kind = self.victims.pop()
+        found = [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if child.name().startswith(f"ray::{kind}") and child.status() != "zombie"
+        ]
+        self._next += self.random.randint(20, 60)
+        if not found:
+            self._ready = True
+            return
+        self.killed.append((time.time(), kind))
+        self.random.choice(found).kill()
+
+
+def kills(replicas: int, shards: int) -> list[dict[str, Any]]:
+    """Kill so many of each in one run, beside an undisturbed one."""
+    common = {"network": "chavan:3-64-128-10", "dataset": "digits", "strategy": "downpour"}
+    common |= {"workers": 2, "shards": 2, "lr": 0.02, "snapshot_s": 2, "epochs": 250}
+    victims = ["Member"] * replicas + ["Shard"] * shards
+    random.Random(0).shuffle(victims)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for label, killer in (
+            ("undisturbed", Killer([], 0)),
+            ("undisturbed, another seed", Killer([], 0)),
+            ("killed", Killer(victims, 0)),
+        ):
+            seed = 1 if "seed" in label else 0
+            result = convoy.train(**common, seed=seed, observer=killer, out=str(Path(name) / label))
+            assert result is not None
+            assert result.servers is not None
+            steps = read(result.folder / "steps.jsonl")
+            times = sorted(row["time"] for row in steps)
+            gaps = [b - a for a, b in itertools.pairwise(times)]
+            restored = [r["seconds"] for r in result.servers["restorations"]]
+            of_replicas = sum(kind == "Member" for _, kind in killer.killed)
+            rows.append(
+                {
+                    "run": label,
+                    "replicas killed": of_replicas,
+                    "shards killed": len(killer.killed) - of_replicas,
+                    "steps": len({row["step"] for row in steps}),
+                    "samples repeated": result.servers["samples_repeated"],
+                    "updates": result.servers["updates"],
+                    "updates lost": result.servers["lost_updates"],
+                    "most lost at once": max(
+                        (r["lost_updates"] for r in result.servers["restorations"]), default=0
+                    ),
+                    "longest gap between steps, s": max(gaps),
+                    "a shard restored, s (median, worst)": f"{median(restored):.1f}, "
+                    f"{max(restored):.1f}"
+                    if restored
+                    else "",
+                    "test accuracy": result.test_accuracy,
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    """Do what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", choices=["throughput", "link", "kills"])
+    parser.add_argument("--only", action="append", choices=list(CASES))
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--replicas", type=int, default=20)
+    parser.add_argument("--shards", type=int, default=10)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.study == "throughput":
+        rows: list[dict[str, Any]] = []
+        for case in options.only or CASES:
+            rows += throughput(case, options.rounds)
+            write("downpour_throughput", rows, about=f"{NETWORK}, batches of {BATCH_SIZE}.")
+    elif options.study == "link":
+        write("downpour_link", link(), about="100 MB of float32 between two machines, 1 Gbit/s.")
+    else:
+        about = "Digits, two replicas and two shards; replicas and shards killed at random."
+        write("downpour_kills", kills(options.replicas, options.shards), about=about)
+
+
+if __name__ == "__main__":
+    main()
