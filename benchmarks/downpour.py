@@ -7,8 +7,8 @@
 `throughput`: every machine alone, then `downpour`, Convoy's `data` and plain
 DistributedDataParallel over all, in turns; in one case a machine is slowed to a tenth in the
 middle. `link`: pushes and fetches of a network of 100 MB between two machines, beside what the link
-carries, and what a push costs a server beside one pass over its memory. `kills`: replicas and shards
-killed at random moments.
+carries, and what a push costs a server beside one pass over its memory. `kills`: replicas and
+shards killed at random moments.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from convoy.cluster import parse_cluster
 from convoy.runtime.observer import LogObserver
 
 NETWORK, BATCH_SIZE, STEPS, SKIP = "cifar10-quick", 100, 160, 12
-DATA = "synthetic:3x32x32:10:60000"  # an epoch, so that no evaluation comes between
+DATA = "synthetic:3x32x32:10:{}"  # as many images as are used, so that nothing is judged
 CASES: dict[str, tuple[tuple[float, ...], bool]] = {
     "1.0 + 0.5": ((1.0, 0.5), False),
     "0.6 + 0.6 + 0.3": ((0.6, 0.6, 0.3), False),
@@ -74,13 +74,21 @@ def ours(
     file = folder / "cluster.toml"
     file.write_text(cluster)
     out = folder / f"run-{time.monotonic_ns()}"
-    command = [sys.executable, "-m", "convoy", "train", "--network", NETWORK, "--data", DATA]
-    command += ["--batch-size", str(BATCH_SIZE), "--steps", str(steps), "--lr", "0.001"]
+    command = [sys.executable, "-m", "convoy", "train", "--network", NETWORK]
+    command += [
+        "--data",
+        DATA.format(steps * BATCH_SIZE),
+        "--batch-size",
+        str(BATCH_SIZE),
+        "--steps",
+        str(steps),
+        "--lr",
+        "0.001",
+    ]
     command += ["--strategy", way, "--cluster", str(file), "--out", str(out)]
-    command += ["--checkpoint-every", "100000", "--optimizer", "sgd"]
+    command += ["--optimizer", "sgd"]
     environment = inside.environment() | {"XDG_CACHE_HOME": str(folder / "cache")}
-    first = next(name for name in "abc" if f'"{name}"' in cluster)
-    training = inside.start(first, command, env=environment, stdout=subprocess.DEVNULL)
+    training = inside.start("a", command, env=environment, stdout=subprocess.DEVNULL)
     span = (0.0, 0.0)
     while training.poll() is None:
         if slowed and not span[0] and len(read(out / "steps.jsonl")) > 3 * SKIP:
@@ -113,7 +121,8 @@ def plain(inside: lab.Lab, slowed: bool) -> tuple[float, float]:
     names = list(inside.addresses)
     script = str(Path(__file__).parent / "plain_ddp.py")
     size = BATCH_SIZE // len(names) * len(names)
-    command = [sys.executable, script, "--network", NETWORK, "--data", DATA, "--channels-last"]
+    command = [sys.executable, script, "--network", NETWORK, "--channels-last"]
+    command += ["--data", DATA.format(STEPS // 2 * BATCH_SIZE)]
     command += ["--batch-size", str(size), "--steps", str(STEPS // 2)]
     ranks = []
     for rank, name in enumerate(names):

@@ -52,7 +52,8 @@ def _help_by_option() -> dict[str, str]:
     for strategy in STRATEGIES.values():
         for field in fields(strategy):  # type: ignore[arg-type]
             owners.setdefault(field.name, []).append(strategy.name)
-            helps[field.name] = field.metadata["help"]
+            text = field.metadata["help"]
+            helps[field.name] = max(helps.get(field.name, ""), text, key=len)
     return {name: f"{', '.join(owners[name])}: {text}." for name, text in helps.items()}
 
 

@@ -124,10 +124,33 @@ def show_result(console: Console, result: RunResult) -> None:
         f"test accuracy [bold]{accuracy}[/]   [bold]{speed}[/] images/s   "
         f"{size(result.sent_bytes_per_step)} sent per step   {result.wall_s:.1f} s in all"
     )
-    if result.reformations:
+    if result.servers is not None:
+        _show_servers(console, result.servers, result.reformations)
+    elif result.reformations:
         times = "once" if result.reformations == 1 else f"{result.reformations} times"
         console.print(f"ranks were lost and the others formed anew {times}")
     console.print(f"picture: {plain(str(result.folder / 'run.png'))}")
+
+
+def _show_servers(console: Console, servers: Mapping[str, Any], losses: int) -> None:
+    """What parameter servers did, and what was lost."""
+    staleness, shards = servers["staleness"], servers["shards"]
+    if staleness["mean"] is not None:
+        console.print(
+            f"{servers['updates']:,} updates on {shards} shard{'s' * (shards != 1)}; a push was "
+            f"{staleness['mean']:.1f} versions behind on average, {staleness['max']} at most"
+        )
+    if losses:
+        times = "once" if losses == 1 else f"{losses} times"
+        console.print(
+            f"replicas were lost {times}; {servers['samples_repeated']:,} samples were used again"
+        )
+    if servers["restorations"]:
+        count = len(servers["restorations"])
+        console.print(
+            f"shards were lost {'once' if count == 1 else f'{count} times'} and restored from "
+            f"snapshots; {servers['lost_updates']:,} updates were lost"
+        )
 
 
 def size(num_bytes: float) -> str:

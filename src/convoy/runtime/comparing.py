@@ -261,7 +261,8 @@ def _decision(
     if settings.steps is None and settings.epochs is None:
         steps = steps_of(way.prediction)
         # Only steps are wanted of it; writing checkpoints takes time of those that follow.
-        settings = replace(settings, steps=steps, checkpoint_every=steps)
+        every = None if way.prediction.strategy.asynchronous else steps
+        settings = replace(settings, steps=steps, checkpoint_every=every)
     known = informed(found, ranking.world, ranking.task, way.prediction)
     if way.equal:
         known = tuple(replace(place, seconds=None, weight=1.0) for place in found)

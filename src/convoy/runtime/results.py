@@ -57,8 +57,8 @@ class RunResult:
     startup_s: dict[str, float] = field(default_factory=dict)
     """Seconds of each phase up to the first step, from the start of the process."""
     servers: dict[str, Any] | None = None
-    """Of asynchronous training: {"shards", "updates", "lost_updates", "restorations", "staleness":
-    {"histogram", "mean", "max"}, "samples_repeated"}."""
+    """Of asynchronous training: {"shards", "updates", "apply_s", "lost_updates", "restorations",
+    "staleness": {"histogram", "mean", "max"}, "samples_repeated"}."""
     predicted_step_s: float | None = None
     predicted_images_per_s: float | None = None
     folder: Path

@@ -130,6 +130,11 @@ class TrainSettings:
                 f"--profile is what --strategy {' or '.join(names)} plans with, without --shares: "
                 "leave one out"
             )
+        if kind is not None and kind.asynchronous and self.checkpoint_every is not None:
+            raise UsageError(
+                f"--checkpoint-every counts steps that all ranks do together; --strategy "
+                f"{self.strategy} takes snapshots by time: give --snapshot-s"
+            )
         if self.shares is not None and not all(0 < s < math.inf for s in self.shares):
             raise UsageError(
                 f"--shares {','.join(f'{s:g}' for s in self.shares)}: expected numbers above 0"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from convoy.cost.equal_nodes import EqualNodes
 from convoy.cost.layers import NetworkFacts
 from convoy.cost.memory import OPTIMIZER_STATES
-from convoy.cost.schedule import Compute, Schedule, in_a_row, sent_by_rank
+from convoy.cost.schedule import Compute, sent_by_rank
 from convoy.cost.simulate import simulate
 from convoy.errors import UsageError
 from convoy.strategies import Plan, Problem, Strategy, Worker
@@ -156,9 +156,12 @@ def _play(nodes: EqualNodes, workload: Workload, strategy: Strategy, count: int)
         Worker(index=node, machine=device.machine, device=device.device, seconds=curve)
         for node in range(count)
     )
+    size = workload.samples(count)
+    if strategy.asynchronous:  # whose steps are one replica's each
+        size = max(1, size // count)
     plan = strategy.plan(
         Problem(
-            batch_size=workload.samples(count),
+            batch_size=size,
             workers=workers,
             network=network,
             element_bytes=workload.element_bytes,
@@ -166,9 +169,7 @@ def _play(nodes: EqualNodes, workload: Workload, strategy: Strategy, count: int)
         )
     )
     taking_part = len(plan.shares)
-    first, steps = strategy.period(plan)
-    schedules: list[Schedule] = [strategy.schedule(plan, first + i) for i in range(steps)]
-    whole = schedules[0] if steps == 1 else in_a_row(schedules)
+    whole, steps = strategy.stretch(plan)
     seconds = nodes.seconds()
     step_s = simulate(whole, seconds, nodes.fabric(taking_part)).step_s
     work: defaultdict[int, float] = defaultdict(float)

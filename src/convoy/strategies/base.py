@@ -262,7 +262,8 @@ class Strategy(ABC):
     def stretch(self, plan: Plan) -> tuple[Schedule, int]:
         """A stretch of training that stands for all of it, and how many steps it has."""
         first, count = self.period(plan)
-        return in_a_row([self.schedule(plan, first + i) for i in range(count)]), count
+        schedules = [self.schedule(plan, first + i) for i in range(count)]
+        return schedules[0] if count == 1 else in_a_row(schedules), count
 
     def activations(self, plan: Plan) -> tuple[int, ...]:
         """Elements of feature maps that each rank holds at the end of its forward pass."""

@@ -19,6 +19,7 @@ Between fetches a replica goes on with weights of its own, which plain SGD moves
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from convoy.cost.memory import kept_activations
 from convoy.cost.schedule import Compute, Operation, Schedule, Transfer
 from convoy.errors import UsageError
 from convoy.strategies.base import Completed, Plan, Problem, Program, Rank, Strategy
@@ -34,7 +36,7 @@ from convoy.strategies.parameter_shards import divide, num_elements
 from convoy.strategies.passes import layers_or_whole
 from convoy.strategies.push_codec import Wire, parse_wire
 from convoy.strategies.server import Push, ServerTerms
-from convoy.strategies.shares import share_of_each
+from convoy.strategies.shares import cut
 
 STEPS_EACH = 4
 """Of the slowest replica, in the stretch of time that is simulated."""
@@ -56,11 +58,19 @@ class DownpourPlan(Plan):
     """By shard: elements."""
     depth: int
     """Pushes that may be unanswered while a replica computes on."""
+    speeds: tuple[float, ...]
+    """By rank: steps per second, or in proportion to them."""
 
     @property
     def homes(self) -> tuple[int, ...]:
         """As `servers`."""
         return self.servers
+
+    @property
+    def portions(self) -> tuple[float, ...]:
+        """Each replica's part of all steps, as foreseen; their sum is 1."""
+        total = sum(self.speeds)
+        return tuple(speed / total for speed in self.speeds)
 
     @property
     def settled(self) -> dict[str, int | str]:
@@ -70,17 +80,17 @@ class DownpourPlan(Plan):
     @cached_property
     def takers(self) -> tuple[int, ...]:
         """Which replica takes which of the steps of a stretch, if each is as fast as foreseen."""
-        slowest, total = min(self.shares), sum(self.shares)
-        each = max(1.0, min(STEPS_EACH, MOST_STEPS * slowest / total))
-        count = sum(max(1, round(each * share / slowest)) for share in self.shares)
+        slowest = min(self.portions)
+        each = max(1.0, min(STEPS_EACH, MOST_STEPS * slowest))
+        count = sum(max(1, round(each * portion / slowest)) for portion in self.portions)
         # Each is free again after one step of its own; the next step goes to whoever is first.
-        free = [(total / share / 2, rank) for rank, share in enumerate(self.shares)]
+        free = [(1 / portion / 2, rank) for rank, portion in enumerate(self.portions)]
         heapq.heapify(free)
         takers = []
         for _ in range(count):
             at, rank = heapq.heappop(free)
             takers.append(rank)
-            heapq.heappush(free, (at + total / self.shares[rank], rank))
+            heapq.heappush(free, (at + 1 / self.portions[rank], rank))
         return tuple(takers)
 
 
@@ -171,7 +181,7 @@ class Downpour(Strategy):
             staleness_scaled=self.staleness_scaled == "yes",
             depth=depth,
             wire=self.encoding,
-            window=max(self.push_every, self.fetch_every),
+            window=math.lcm(self.push_every, self.fetch_every),
             warm_start=self.warm_start,
             snapshot_s=self.snapshot_s,
         )
@@ -200,7 +210,8 @@ class Downpour(Strategy):
         servers = tuple(homes[shard % len(homes)] for shard in range(count))
         return DownpourPlan(
             problem=problem,
-            shares=_portions(size, speeds),
+            shares=tuple(cut(size, speeds)),
+            speeds=tuple(speeds),
             servers=servers,
             sizes=sizes,
             depth=self._depth(problem, servers, sizes),
@@ -232,6 +243,11 @@ class Downpour(Strategy):
                     taken += size / world.bandwidths[host, home]
             worst = max(worst, taken / worker.seconds(problem.batch_size))
         return 1 if worst > WORTH_OVERLAPPING else 0
+
+    def activations(self, plan: Plan) -> tuple[int, ...]:
+        """Elements of feature maps that each replica holds: those of a whole batch."""
+        problem = plan.problem
+        return (kept_activations(problem.network, problem.batch_size),) * len(plan.shares)
 
     def schedule(self, plan: Plan, step: int) -> Schedule:
         """What one replica does in one step, the one that takes it: fetch, compute, push."""
@@ -331,7 +347,9 @@ class Downpour(Strategy):
         server = rank.server
         assert server is not None
         accrued = Accrued(rank.model)
-        for taken, batch in enumerate(rank.batches, start=1):
+        taken = 0
+        for batch in rank.batches:
+            taken += 1
             loss_sum = rank.loss(rank.model, batch)
             (loss_sum / batch.samples).backward()
             lr = rank.learning_rate(batch, loss_sum)
@@ -343,6 +361,8 @@ class Downpour(Strategy):
                 server.exchange(accrued.taken(lr), fetch=fetches)
             elif fetches:
                 server.exchange(None, fetch=True)
+            if batch.ends_lease:
+                taken = 0
             server.settle()
             yield Completed(batch=batch, loss_sum=loss_sum)
         server.finish()
@@ -408,12 +428,3 @@ def _num_shards(speeds: Sequence[float]) -> int:
 def _shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
     """Trainable parameters; as one, where nobody knows more of them than how many there are."""
     return dict(problem.network.shapes) or {"": (problem.network.num_parameters,)}
-
-
-def _portions(batch_size: int, speeds: list[float]) -> tuple[int, ...]:
-    """Of the samples of a batch, each replica's part on average; none is without."""
-    if batch_size >= len(speeds):
-        return share_of_each(batch_size, speeds)
-    raise UsageError(
-        f"batches of {batch_size} for {len(speeds)} replicas: give a larger --batch-size"
-    )

@@ -5,7 +5,7 @@
     topk:0.01   the hundredth with the largest magnitude, as positions and values; what is left out
                 is added to the next push (error feedback: Stich et al. 2018, algorithm 1)
 
-An encoded push is arrays of numpy, which Ray moves without a copy of its own.
+An encoded push is arrays of numpy, which travel as they are.
 """
 
 from __future__ import annotations

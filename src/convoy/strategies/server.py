@@ -28,7 +28,7 @@ class ServerTerms:
     """Pushes that may be unanswered while a replica computes on."""
     wire: Wire
     window: int
-    """Steps between pushes, or fetches if those are rarer: leases are whole numbers of these."""
+    """Steps after which pushes and fetches fall together again; leases are whole numbers of it."""
     warm_start: int
     """Steps that one replica does before the others join."""
     snapshot_s: float

@@ -78,11 +78,12 @@ class UpdateGate(Generic[Content]):
         return self.version
 
     def offer(self, push: Offer[Content], holds: Iterable[int]) -> None:
-        """A push arrives. `holds` are versions that its replica goes on to compute with."""
+        """A push arrives. `holds` are versions that its replica goes on to compute with.
+
+        Where there is a bound nothing that it was given is still on its way to it.
+        """
         if push.replica in self._held:
-            # What it was given since then is still on its way, and it will compute with that.
-            newer = {version for version in self._held[push.replica] if version > push.base}
-            self._held[push.replica] = newer | set(holds)
+            self._held[push.replica] = set(holds)
         self._waiting.append(push)
 
     def next_update(self) -> tuple[Offer[Content], ...]:

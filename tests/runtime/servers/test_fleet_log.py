@@ -89,7 +89,7 @@ def record(step: int, rank: int = 0, **changes: Any) -> Event:
         "loss": 2.0,
         "time": 1000.0 + step,
         "staleness": 0,
-        "versions": [step + 1, 2 * step],
+        "versions": [(0, step + 1), (0, 2 * step)],
     }
     return ("record", values | changes)
 
@@ -134,8 +134,10 @@ def test_samples_that_were_used_again_are_counted(log: FleetLog) -> None:
 
 
 def test_the_newest_version_of_each_shard_is_known(log: FleetLog) -> None:
-    log.take([record(0, versions=[3, 9]), record(1, versions=[5, 2])])
-    assert log.versions == {0: 5, 1: 9}
+    log.take([record(0, versions=[(0, 3), (0, 9)]), record(1, versions=[(0, 5), (0, 2)])])
+    assert log.versions == {0: (0, 5), 1: (0, 9)}
+    log.take([record(2, versions=[(1, 2), (0, 8)])])  # the first has been started again
+    assert log.versions == {0: (1, 2), 1: (0, 9)}
 
 
 def test_the_first_layout_counts(log: FleetLog) -> None:

@@ -57,6 +57,8 @@ async def shard_of(
     await shard.load(
         ShardOrders(
             index=0,
+            session="test",
+            address="127.0.0.1",
             settings=TrainSettings(**(settings or PLAIN)),
             terms=ServerTerms(**(terms | changes)),
             state=ShardState(version=version, weights=weights, optimizer=kept or {}),

@@ -47,7 +47,7 @@ class Call:
     ticket: int
     request: Request
     incarnation: int
-    """Which of the shard's it was put to."""
+    """Which of the shard's it was put to last."""
 
 
 @dataclass(kw_only=True)
@@ -109,6 +109,8 @@ class ShardClient:
         self._tickets = itertools.count()
         self._come: dict[int, Answer] = {}
         """Answers that have come, by ticket."""
+        self._outstanding: list[list[Call]] = [[] for _ in pieces]
+        """By shard: questions whose answers have not been taken yet, the oldest first."""
         self._due: deque[Exchange] = deque()
         self._bases = [0] * len(pieces)
         """By shard: the version of the weights that are in the model."""
@@ -130,11 +132,12 @@ class ShardClient:
         calls = [self._ask(index, "fetch") for index in range(len(self._pieces))]
         for index, call in enumerate(calls):
             self._take_over(index, self._answer(index, call))
-        self._oldest = self._oldest or list(self._bases)
+        self._oldest = list(self._bases)
         self.blocked_s += time.perf_counter() - started
 
     def rest(self) -> None:
         """Tell all shards that nothing is being computed here for now."""
+        self._look_for_successors()
         for index in range(len(self._pieces)):
             self._ask(index, "leave")
 
@@ -197,7 +200,10 @@ class ShardClient:
             kind=kind, session=self._session, ticket=ticket, replica=self._replica, push=push
         )
         self._sockets[index].send_multipart(pack_request(request), copy=False)
-        return Call(ticket=ticket, request=request, incarnation=self._incarnations[index])
+        call = Call(ticket=ticket, request=request, incarnation=self._incarnations[index])
+        if kind != "leave":  # which nobody answers
+            self._outstanding[index].append(call)
+        return call
 
     def _answer(self, index: int, call: Call) -> Answer:
         """The shard's answer; of a shard that has died, its successor's to the same question."""
@@ -205,16 +211,14 @@ class ShardClient:
         while call.ticket not in self._come:
             if self._collect(index, LOOK_S):
                 continue
-            self._look_for_successors()
-            if call.incarnation < self._incarnations[index]:
-                again = self._ask(index, call.request.kind, call.request.push)
-                call.ticket, call.incarnation = again.ticket, again.incarnation
+            if self._look_for_successors():
                 deadline = time.monotonic() + PATIENCE_S
             elif time.monotonic() > deadline:
                 raise CrewError(
                     f"shard {index} of the parameters ({self._endpoints[index]}) has not answered "
                     f"replica {self._replica} for {PATIENCE_S:.0f} s"
                 )
+        self._outstanding[index].remove(call)
         return self._come.pop(call.ticket)
 
     def _collect(self, index: int, patience_s: float) -> bool:
@@ -227,15 +231,28 @@ class ShardClient:
         self._come[ticket] = answer
         return True
 
-    def _look_for_successors(self) -> None:
-        """Turn to the shards that have been started again."""
+    def _look_for_successors(self) -> bool:
+        """Turn to shards that have been started again, with all that they have not answered.
+
+        Questions keep their order. False if none has been.
+        """
         endpoints, incarnations = self._look_up()
+        before = list(self._incarnations)
         for index, incarnation in enumerate(incarnations):
             if incarnation > self._incarnations[index]:
                 self._sockets[index].close(linger=0)
                 self._sockets[index] = self._connected(endpoints[index])
                 self._endpoints[index] = endpoints[index]
                 self._incarnations[index] = incarnation
+                unanswered, self._outstanding[index] = self._outstanding[index], []
+                for call in unanswered:
+                    if call.ticket in self._come:  # it has come, and is yet to be taken
+                        self._outstanding[index].append(call)
+                        continue
+                    again = self._ask(index, call.request.kind, call.request.push)
+                    call.ticket, call.incarnation = again.ticket, again.incarnation
+                    self._outstanding[index][-1] = call
+        return before != self._incarnations
 
     @staticmethod
     def _connected(endpoint: str) -> zmq.Socket[bytes]:

@@ -64,6 +64,7 @@ class Coordinator:
         self._of = assignment
         self._leases = Leases(assignment.first_step, assignment.num_steps, assignment.done)
         self._active: set[int] = set()
+        self._waiting: set[int] = set()
         self._seconds: dict[int, float] = {}
         """By replica: what a step takes it."""
         self._to_judge: int | None = None
@@ -97,11 +98,17 @@ class Coordinator:
         """As `lease`, but waits until there is something."""
         offer: Lease | None = None
         async with self._changed:
+            self._waiting.add(replica)
             while offer is None:
                 offer = self._offer(replica)
                 if offer is None:
                     await self._changed.wait()
+            self._waiting.discard(replica)
         return offer
+
+    async def at_work(self) -> tuple[int, ...]:
+        """Replicas that are not waiting for something to do."""
+        return tuple(sorted(self._active - self._waiting))
 
     async def done(self, replica: int, steps: Sequence[int], seconds: float) -> None:
         """`replica` has done these steps, which took it so long in all."""
@@ -126,6 +133,7 @@ class Coordinator:
         """`replica` is gone; returns the steps that are leased again."""
         async with self._changed:
             self._active.discard(replica)
+            self._waiting.discard(replica)
             self._seconds.pop(replica, None)
             if replica in self._judging and self._to_judge is None:
                 self._to_judge = self._judging.pop(replica)

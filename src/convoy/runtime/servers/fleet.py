@@ -263,10 +263,11 @@ class Fleet:
             return self.network
         members = [*self._members.values(), *self._resting]
         found = []
-        for call in [member.actor.buffers.remote() for member in members]:
+        for member, call in [(m, m.actor.buffers.remote()) for m in members]:
+            samples = self.log.tally.by_rank[self._rank_of(member.place)]
             with contextlib.suppress(*GONE, GetTimeoutError):
-                found.append((ray.get(call, timeout=ANSWER_S), 1.0))
-        if found:
+                found.append((ray.get(call, timeout=ANSWER_S), float(samples)))
+        if any(samples for _, samples in found):
             names = [name for name in found[0][0] if name in self.network]
             self.network = self.network | average_buffers(found, names)
         return self.network
@@ -396,13 +397,14 @@ class Fleet:
         home = self.places[self.plan.homes[dead.index]].node_id
         state = self._snapshot[dead.index]
         self._drain()  # what replicas know of its last version
-        lost = max(0, self.log.versions.get(dead.index, 0) - state.version)
-        self.log.versions[dead.index] = state.version
+        known, newest = self.log.versions.get(dead.index, (0, 0))
+        lost = max(0, newest - state.version) if known == dead.incarnation else 0
         successor = self._start_shard(dead.index, state, home if home in alive else alive[0])
         successor.incarnation = dead.incarnation + 1
         self._shards[dead.index] = successor
         if self.terms.bound is not None:
-            successor.actor.join.remote(list(self._members))
+            at_work = ray.get(self._coordinator.at_work.remote(), timeout=ANSWER_S)
+            successor.actor.join.remote(list(at_work))
         self._tell_shards()
         seconds = time.monotonic() - began
         self.restorations.append(Restoration(shard=dead.index, lost_updates=lost, seconds=seconds))
@@ -472,9 +474,9 @@ class Fleet:
     def _conclude(self) -> Tensors:
         """All that was learnt, judged by those who are still there."""
         self._keep_snapshot(last=True)
-        self.shard_facts = ray.get(
-            [shard.actor.facts.remote() for shard in self._shards], timeout=ANSWER_S
-        )
+        for shard in self._shards:
+            with contextlib.suppress(*GONE, GetTimeoutError):  # all it had is in the snapshot
+                self.shard_facts.append(ray.get(shard.actor.facts.remote(), timeout=ANSWER_S))
         tensors = network_in(whole_of(self._network(), self._pieces, self._snapshot))
         self._judge(tensors)
         return tensors

@@ -63,8 +63,8 @@ class FleetLog:
         self.tally = Tally()
         self.rows: list[dict[str, Any]] = []
         """Steps' records, for what is said of the run in the end."""
-        self.versions: dict[int, int] = {}
-        """By shard: the newest that a replica has been told of."""
+        self.versions: dict[int, tuple[int, int]] = {}
+        """By shard: the newest incarnation and version that a replica has been told of."""
         self.layout: str | None = None
         self.evaluation: tuple[int, float, float] | None = None
         self.test_samples = test_samples
@@ -149,7 +149,7 @@ class FleetLog:
 
     def _record(self, row: dict[str, Any]) -> StepSummary:
         for shard, version in enumerate(row.pop("versions")):
-            self.versions[shard] = max(self.versions.get(shard, 0), version)
+            self.versions[shard] = max(self.versions.get(shard, (0, 0)), tuple(version))
         row["epoch"] = self._order.epoch_of(row["step"])
         row["time"] = row["time"] - self._skew.get(row["rank"], 0.0)
         row["wait_s"] = min(row["blocked_s"], row.pop("held_s") or 0.0)

@@ -245,7 +245,10 @@ class Replica:
                     "received_from": received_from,
                     "staleness": push.staleness if push is exchange else None,
                     "held_s": max(answer.held_s for answer in push.answers),
-                    "versions": [answer.version for answer in push.answers],
+                    "versions": [
+                        (call.incarnation, answer.version)
+                        for call, answer in zip(push.calls, push.answers, strict=True)
+                    ],
                 }
             )
             self._done.append(begun.step)

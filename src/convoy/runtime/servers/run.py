@@ -133,7 +133,7 @@ def _servers(fleet: Fleet, tally: Tally) -> dict[str, Any]:
     pushes = sum(tally.staleness.values())
     behind = sum(versions * count for versions, count in tally.staleness.items())
     return {
-        "shards": len(fleet.shard_facts),
+        "shards": len(fleet.plan.homes),
         "updates": max((facts["version"] for facts in fleet.shard_facts), default=0),
         "apply_s": [facts["apply_s"] for facts in fleet.shard_facts],
         "lost_updates": sum(r.lost_updates for r in fleet.restorations),

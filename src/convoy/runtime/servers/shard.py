@@ -3,10 +3,11 @@
     push ──▶ gate ──▶ one update of the optimizer ──▶ version + 1 ──▶ answer: weights, staleness
     fetch ─────────────────────────────────────────────────────────▶ answer: weights
 
-An async actor: its methods run one at a time, in the order in which they arrive, so that what is
-fetched is of one version; a push that the gate holds back waits without keeping others out. All of
-a shard's rows are one parameter to the optimizer. Torch's optimizers treat every element alike and
-alone, so that shards together compute what one optimizer over all parameters would.
+One thread does everything, in the order in which it arrives, so that what is fetched is of one
+version; a push that the gate holds back waits without keeping others out. Replicas reach it over
+ZeroMQ, and the fleet as an async actor of Ray's. All of a shard's rows are one parameter to the
+optimizer. Torch's optimizers treat every element alike and alone, so that shards together compute
+what one optimizer over all parameters would.
 """
 
 from __future__ import annotations
@@ -115,7 +116,10 @@ class Shard:
                 caller, *frames = await socket.recv_multipart(copy=False)
             except zmq.ZMQError:
                 return  # closed
-            request = read_request([frame.buffer for frame in frames])
+            try:
+                request = read_request([frame.buffer for frame in frames])
+            except (ValueError, KeyError, TypeError, IndexError):
+                continue  # of somebody who is no replica of ours
             if request.session == self._orders.session:
                 # Tasks begin in the order in which they are made: pushes stay in theirs.
                 self._keep(self._respond(socket, caller, request))

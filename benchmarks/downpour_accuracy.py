@@ -1,0 +1,158 @@
+"""Seconds of training until an accuracy is reached, by way of training. Needs root.
+
+    sudo python benchmarks/downpour_accuracy.py --data-dir DATA [--only mnist] [--way WAY]
+                                                [--bandwidth "1 Gbit/s"] [--repeats 3]
+    python benchmarks/downpour_accuracy.py --picture docs/images/downpour_accuracy.png
+
+On emulated machines of 1.0 and 0.5 cores: `single` on the faster, `data`, `averaging` and
+`downpour` over both. Networks are judged after every epoch, so that times are whole epochs';
+evaluation itself does not count, but where replicas go on meanwhile. Every run is a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+
+from common import RESULTS, write
+from convoy import lab
+from convoy.cluster import parse_cluster
+from convoy.runtime.comparing import time_to
+from convoy.runtime.json_lines import read_lines
+from convoy.runtime.records import read_steps
+from prediction import cluster_file
+
+WAYS = {
+    "single": ["single"],
+    "data": ["data"],
+    "averaging, H = 8": ["averaging", "--average-every", "8"],
+    "averaging, H = 32": ["averaging", "--average-every", "32"],
+    "downpour, push 1": ["downpour", "--optimizer", "sgd"],
+    "downpour, push 5": ["downpour", "--optimizer", "sgd", "--push-every", "5"]
+    + ["--fetch-every", "5"],
+}
+TASKS: dict[str, tuple[float, list[str]]] = {
+    "mnist": (0.985, ["--network", "lenet", "--epochs", "3", "--batch-size", "64", "--lr", "0.01"]),
+    "cifar10": (
+        0.65,
+        ["--network", "cifar10-quick", "--epochs", "8", "--batch-size", "100"]
+        + ["--lr", "0.01", "--weight-decay", "0.004"],
+    ),
+}
+NAME = "downpour_accuracy"
+CURVES = RESULTS / f"{NAME}_curves.json"
+
+
+def curve(folder: Path) -> list[tuple[float, float]]:
+    """Seconds of training and accuracy, evaluation by evaluation."""
+    rows = read_lines(folder / "evaluations.jsonl")
+    if rows and "elapsed_s" in rows[0]:
+        return [(row["elapsed_s"], row["test_accuracy"]) for row in rows]
+    steps = read_steps(folder / "steps.jsonl")
+    return [
+        (sum(s.wall_s for s in steps if s.step <= row["step"]), row["test_accuracy"])
+        for row in rows
+    ]
+
+
+def run(
+    inside: lab.Lab, folder: Path, task: str, way: str, seed: int, data_dir: str, bandwidth: str
+) -> dict[str, Any]:
+    """One training."""
+    target, arguments = TASKS[task]
+    out = folder / f"{task}-{way}-{seed}".replace(" ", "")
+    command = [sys.executable, "-m", "convoy", "train", "--data", task, "--data-dir", data_dir]
+    command += [*arguments, "--seed", str(seed), "--cluster", str(folder / "cluster.toml")]
+    command += ["--out", str(out), "--strategy", *WAYS[way]]
+    environment = inside.environment() | {"XDG_CACHE_HOME": str(folder / "cache")}
+    done = inside.run("a", command, env=environment, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise SystemExit(f"convoy train: {way} failed")
+    result = json.loads((out / "result.json").read_text())
+    seconds = time_to(out, target)
+    staleness = (result["servers"] or {}).get("staleness", {})
+    return {
+        "task": task,
+        "bandwidth": bandwidth,
+        "way": way,
+        "seed": seed,
+        f"target {target:.1%}, s": seconds if seconds != float("inf") else None,
+        "test accuracy": result["test_accuracy"],
+        "images/s": result["images_per_s"],
+        "mean staleness": staleness.get("mean"),
+        "curve": curve(out),
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
+    }
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against seconds."""
+    panels = list(dict.fromkeys((row["task"], row["bandwidth"]) for row in rows))
+    figure = matplotlib.figure.Figure(figsize=(6 * len(panels), 4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for place, (task, bandwidth) in zip(axes, panels, strict=True):
+        for number, way in enumerate(WAYS):
+            runs = [r for r in rows if (r["task"], r["bandwidth"]) == (task, bandwidth)]
+            for row in [r for r in runs if r["way"] == way]:
+                seconds, accuracies = zip(*row["curve"], strict=True)
+                label = way if row["seed"] == 0 else None
+                place.plot(seconds, accuracies, "o-", color=f"C{number}", markersize=3, label=label)
+        place.axhline(TASKS[task][0], color="#999", linewidth=0.8, linestyle="--")
+        place.set_title(f"{task}, 1.0 + 0.5 cores, {bandwidth}", fontsize=10)
+        place.set_xlabel("seconds of training")
+        place.set_ylabel("test accuracy")
+        place.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Train, or draw what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", default="data", help="where mnist and cifar10 lie")
+    parser.add_argument("--only", action="append", choices=list(TASKS))
+    parser.add_argument("--way", action="append", choices=list(WAYS))
+    parser.add_argument("--bandwidth", action="append")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    known = RESULTS / f"{NAME}.json"
+    rows: list[dict[str, Any]] = json.loads(known.read_text())["rows"] if known.exists() else []
+    for row, drawn in zip(rows, json.loads(CURVES.read_text()) if rows else [], strict=True):
+        row["curve"] = drawn["curve"]
+    if options.picture:
+        draw(rows, options.picture)
+        return
+    for bandwidth in options.bandwidth or ["1 Gbit/s", "100 Mbit/s"]:
+        text = cluster_file((1.0, 0.5), bandwidth)
+        for task in options.only or TASKS:
+            with (
+                tempfile.TemporaryDirectory() as name,
+                lab.emulated(parse_cluster(text), f"t{os.getpid() % 10**6}") as inside,
+            ):
+                folder = Path(name)
+                (folder / "cluster.toml").write_text(text)
+                for seed in range(options.repeats):
+                    for way in options.way or WAYS:
+                        data = str(Path(options.data_dir).resolve())
+                        row = run(inside, folder, task, way, seed, data, bandwidth)
+                        key = ("task", "bandwidth", "way", "seed")
+                        rows = [r for r in rows if any(r[k] != row[k] for k in key)] + [row]
+                        curves = [{k: r[k] for k in (*key, "curve")} for r in rows]
+                        CURVES.write_text(json.dumps(curves, indent=1) + "\n")
+                        shown = [{k: v for k, v in r.items() if k != "curve"} for r in rows]
+                        write(
+                            NAME, shown, about="Seconds of training until an accuracy is reached."
+                        )
+
+
+if __name__ == "__main__":
+    main()
