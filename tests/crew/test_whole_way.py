@@ -46,8 +46,7 @@ def test_measure_plan_train_compare(program: Callable[..., Program], tmp_path: P
 
     rows = {row["label"]: row for row in answer["comparison"]["runs"]}
     singles = [label for label in rows if label.startswith("single")]
-    several = {"data", "averaging", "pipeline"}
-    assert rows.keys() - set(singles) == several | {"data equal", "pipeline equal"}
+    assert rows.keys() - set(singles) == {"data", "data equal"}
     assert len(singles) == 2
     assert [m["samples"] for m in rows["data equal"]["machines"]] == [16, 16]
     for row in rows.values():

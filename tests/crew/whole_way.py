@@ -11,7 +11,7 @@ import convoy
 from convoy.runtime import comparing, link_timer, ray_session, survey
 
 NETWORK, DATA = "chavan:3-8-16-10", "digits"
-COMPARED = ("single", "data", "averaging", "pipeline")
+COMPARED = ("single", "data")
 OPTIONS: dict[str, Any] = {"workers": 2, "batch_size": 32, "memory_format": "contiguous"}
 
 

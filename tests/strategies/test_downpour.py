@@ -121,7 +121,7 @@ def test_measured_times_count_more_than_weights() -> None:
         )
         for i, seconds in enumerate((slow, fast))
     )
-    plan = planned(Downpour(), (1.0, 1.0), workers=workers)
+    plan = planned(Downpour(shards=2), (1.0, 1.0), workers=workers)
     assert plan.shares == (30, 90)
     assert plan.homes == (1, 0)
 
@@ -141,10 +141,10 @@ def test_few_parameters_get_few_shards_unless_asked_for_more() -> None:
         planned(Downpour(shards=5), weights, **changes)
 
 
-def test_few_wide_rows_still_make_a_shard_for_each_machine() -> None:
+def test_few_wide_rows_still_fill_as_many_shards_as_are_asked_for() -> None:
     """A row is larger than what a shard should hold: others make up for it."""
     shapes = (("conv", (16, 9)), ("fc", (2, 8000)), ("bias", (2,)))
-    plan = planned(Downpour(), (1.0,) * 6, shapes=shapes, num_parameters=16146)
+    plan = planned(Downpour(shards=6), (1.0,) * 6, shapes=shapes, num_parameters=16146)
     assert len(plan.sizes) == 6
     assert sum(plan.sizes) == 16146
 
@@ -315,7 +315,7 @@ def test_with_a_fast_link_speeds_add_up(speeds: tuple[float, ...], in_flight: in
 def test_with_a_slow_link_the_servers_link_is_the_bound(num_others: int) -> None:
     """All weights are with the fastest replica; the others' pushes meet on its link."""
     speeds = (2.0, *(1.0,) * num_others)
-    strategy = Downpour(shards=1)
+    strategy = Downpour(shards=1, in_flight=1)
     plan = planned(strategy, speeds)
     assert plan.homes == (0,)
     whole, _ = strategy.stretch(plan)

@@ -351,23 +351,6 @@ def test_a_replica_that_computes_on_with_old_weights_holds_others_back() -> None
     assert contents(gate) == ["b1", "a2"]
 
 
-def test_weights_that_are_on_their_way_are_those_of_a_later_push() -> None:
-    """Replica 0 pushes with what it has while version 1 comes, and then computes with that."""
-    gate: UpdateGate[str] = UpdateGate(1)
-    gate.join(0)
-    gate.join(1)
-    gate.offer(offer(0, 0, "a1"), [0])
-    assert contents(gate) == ["a1"]
-    assert gate.hand_out(0) == 1
-    gate.offer(offer(0, 0, "a2"), ())
-    gate.offer(offer(1, 0, "b1"), ())
-    assert contents(gate) == ["a2", "b1"]
-    gate.offer(offer(1, 2, "b2"), ())
-    assert contents(gate) == []  # it would leave version 1 two behind
-    gate.offer(offer(0, 1, "a3"), ())
-    assert contents(gate) == ["b2", "a3"]
-
-
 class Incomparable:
     """Like arrays: whether two of them are the same is no yes or no."""
 

@@ -296,18 +296,29 @@ def test_epochs_before_a_resumption_are_not_judged_again() -> None:
     go(program())
 
 
-def test_a_replica_waits_for_the_shard_after_a_dead_one() -> None:
+def test_where_the_shards_are_now() -> None:
     async def program() -> None:
         coordinator = await assigned()
         await coordinator.set_shards(["s0", "s1"], [0, 0])
         assert await coordinator.shards() == (("s0", "s1"), (0, 0))
-        found = asyncio.create_task(coordinator.shard_after(1, 0))
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert not found.done()
         await coordinator.set_shards(["s0", "s1 again"], [0, 1])
-        assert await found == ("s1 again", 1)
-        assert await coordinator.shard_after(1, 0) == ("s1 again", 1)
+        assert await coordinator.shards() == (("s0", "s1 again"), (0, 1))
+
+    go(program())
+
+
+def test_who_waits_for_something_to_do_is_not_at_work() -> None:
+    async def program() -> None:
+        coordinator = await assigned(num_steps=1, window=1)
+        await coordinator.join(0)
+        await coordinator.join(1)
+        assert await coordinator.at_work() == (0, 1)
+        assert (await taken(coordinator, 0)).steps == (0,)
+        other = await waiting(coordinator, 1)
+        assert await coordinator.at_work() == (0,)
+        await coordinator.done(0, [0], 0.1)
+        assert (await other).ends
+        assert await coordinator.at_work() == (0, 1)
 
     go(program())
 

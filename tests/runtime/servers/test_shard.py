@@ -36,6 +36,12 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _nobody_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No socket: what travels is in test_client.py."""
+    monkeypatch.setattr(Shard, "_listen_at", lambda self, address: f"tcp://{address}:0")
+
+
 async def shard_of(
     weights: Tensor,
     settings: dict[str, Any] | None = None,

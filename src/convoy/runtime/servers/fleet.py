@@ -68,9 +68,9 @@ class ShardHandle:
     actor: Any
     loaded: Any
     """Gives its endpoint once it has its state."""
-    serving: Any
-    """Ends when the shard does."""
     node_id: str
+    serving: Any = None
+    """Ends when the shard does."""
     incarnation: int = 0
     endpoint: str = ""
     """Where it listens, once it has its state."""
@@ -176,7 +176,7 @@ class Fleet:
         self._snapshot = parts_of(tensors, self._pieces, versions)
         self._here = ray.get_runtime_context().get_node_id()
         self._coordinator = self.pool.take_server(Coordinator, self._here)
-        self._coordinator.begin.remote(
+        begun = self._coordinator.begin.remote(
             Assignment(
                 first_step=first,
                 done=done,
@@ -190,6 +190,7 @@ class Fleet:
         for index, state in enumerate(self._snapshot):
             home = self.places[self.plan.homes[index]]
             self._shards.append(self._start_shard(index, state, home.node_id))
+        ray.get(begun, timeout=START_S)  # async actors may do what comes later first
         self._tell_shards()
 
     def _start_shard(self, index: int, state: ShardState, node_id: str) -> ShardHandle:
@@ -202,16 +203,15 @@ class Fleet:
             state=state,
         )
         actor = self.pool.take_server(Shard, node_id)
-        loaded, serving = actor.load.remote(orders), actor.serve.remote()
-        return ShardHandle(
-            index=index, actor=actor, loaded=loaded, serving=serving, node_id=node_id
-        )
+        loaded = actor.load.remote(orders)
+        return ShardHandle(index=index, actor=actor, loaded=loaded, node_id=node_id)
 
     def _tell_shards(self) -> None:
         """Have the coordinator know where shards are, once they have their states."""
         for shard in self._shards:
             with contextlib.suppress(*GONE):  # who dies meanwhile is noticed in a moment
                 shard.endpoint = ray.get(shard.loaded, timeout=START_S)
+            shard.serving = shard.serving or shard.actor.serve.remote()
         ray.get(self._coordinator.set_shards.remote(*self._where()), timeout=START_S)
 
     def _where(self) -> tuple[list[str], list[int]]:
@@ -510,8 +510,8 @@ class Fleet:
 
     def _give_back_servers(self) -> None:
         """For whoever trains next."""
+        ray.get([shard.actor.end.remote() for shard in self._shards], timeout=ANSWER_S)
         for shard in self._shards:
-            shard.actor.end.remote()
             self.pool.give_back_server(Shard, shard.node_id, shard.actor)
         self.pool.give_back_server(Coordinator, self._here, self._coordinator)
         self._shards, self._coordinator = [], None

@@ -85,7 +85,7 @@ class Shard:
 
     async def load(self, orders: ShardOrders) -> str:
         """Begin with what `orders` say; returns where replicas reach this shard."""
-        self._end.clear()
+        self._end = asyncio.Event()
         self._orders = orders
         endpoint = self._listen_at(orders.address)
         module = nn.ParameterDict({"rows": nn.Parameter(orders.state.weights.clone())})
