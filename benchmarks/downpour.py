@@ -248,18 +248,16 @@ class Killer(LogObserver):
 def kills(replicas: int, shards: int) -> list[dict[str, Any]]:
     """Kill so many of each in one run, beside an undisturbed one."""
     common = {"network": "chavan:3-64-128-10", "dataset": "digits", "strategy": "downpour"}
-    common |= {"workers": 2, "shards": 2, "lr": 0.02, "snapshot_s": 2, "epochs": 250}
+    common |= {"workers": 2, "shards": 2, "lr": 0.02, "snapshot_s": 2, "epochs": 350}
     victims = ["Member"] * replicas + ["Shard"] * shards
     random.Random(0).shuffle(victims)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for label, killer in (
             ("undisturbed", Killer([], 0)),
-            ("undisturbed, another seed", Killer([], 0)),
             ("killed", Killer(victims, 0)),
         ):
-            seed = 1 if "seed" in label else 0
-            result = convoy.train(**common, seed=seed, observer=killer, out=str(Path(name) / label))
+            result = convoy.train(**common, observer=killer, out=str(Path(name) / label))
             assert result is not None
             assert result.servers is not None
             steps = read(result.folder / "steps.jsonl")
