@@ -24,6 +24,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from convoy.errors import CheckpointError, CrewError, DivergedError
 from convoy.runtime import ray_session
 from convoy.runtime.checkpoint import Checkpoint, parts_for, write_checkpoint
+from convoy.runtime.events import Event
 from convoy.runtime.formation import Job, Part
 from convoy.runtime.interrupt import Interrupt
 from convoy.runtime.member_handle import (
@@ -329,13 +330,24 @@ class Fleet:
         events = fetch([*self._members.values()])
         if any(kind == "record" for kind, _ in events):
             self._recruits.note_step(self._members.values())
-        self.log.take(events)
+        self._take(events)
         for member in self._members.values():
             if self.log.wants_clock(rank := self._rank_of(member.place)):
                 asked = time.time()
                 with contextlib.suppress(*GONE, GetTimeoutError):
                     said = ray.get(member.actor.clock.remote(), timeout=POLL_S)
                     self.log.clock(rank, member.place.machine, asked, said, time.time())
+
+    def _take(self, events: Sequence[Event]) -> None:
+        """Keep what replicas report; a step is done once its record is here, and cannot be lost."""
+        self.log.take(events)
+        done: dict[int, list[tuple[int, float]]] = {}
+        for kind, content in events:
+            if kind == "record":
+                done.setdefault(content["replica"], []).append((content["step"], content["wall_s"]))
+        for replica, steps in done.items():
+            seconds = sum(wall_s for _, wall_s in steps)
+            self._coordinator.done.remote(replica, [step for step, _ in steps], seconds)
 
     def _collect(self, number: int, member: MemberHandle) -> None:
         """A replica's part has ended: as it should, or otherwise."""
@@ -349,7 +361,7 @@ class Fleet:
         except GONE:
             self._mourn(number, member)
         else:
-            self.log.take(fetch([member]))
+            self._take(fetch([member]))
             del self._members[number]
             self._resting.append(member)
 

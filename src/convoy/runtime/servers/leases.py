@@ -64,6 +64,11 @@ class Leases:
         return tuple(sorted(self._done))
 
     @property
+    def next(self) -> int:
+        """The first step that nobody has had."""
+        return self._next
+
+    @property
     def left(self) -> int:
         """Steps that nobody has or has had."""
         before = sum(step >= self._next for step in self._done)  # by a run that this one goes on

@@ -33,9 +33,6 @@ from convoy.strategies import Batch, Pending, Plan, Rank
 from convoy.strategies.parameter_shards import Shard
 from convoy.strategies.server import Push, ServerTerms
 
-SAY_S = 0.5
-"""How long a replica that has work keeps to itself what it has done."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaOrders:
@@ -89,9 +86,6 @@ class Replica:
         self._trainee, self._orders, self._sink = trainee, orders, sink
         self._begun: deque[Begun] = deque()
         self._began_s = 0.0
-        self._done: list[int] = []
-        """Steps that the coordinator does not know to be done yet."""
-        self._done_s = self._said_s = 0.0
         self._layout = "contiguous"
         self._server = ShardClient(
             replica=orders.replica,
@@ -144,7 +138,7 @@ class Replica:
         with contextlib.closing(trainee.job.decided.run(rank)) as program:
             for completed in program:
                 self._note(completed.batch, completed.loss_sum)
-        self._report(everything=True)
+        self._report()
         self._server.rest()
         return Outcome(kind="finished", step=None)
 
@@ -170,7 +164,7 @@ class Replica:
         if lease is not None and not lease.ends:
             return lease
         self._server.finish()
-        self._report(everything=True)
+        self._report()
         if lease is None:
             if self._orders.terms.bound is not None:  # somebody may wait for it
                 self._server.rest()
@@ -228,8 +222,8 @@ class Replica:
         }
         self._report()
 
-    def _report(self, *, everything: bool = False) -> None:
-        """Send the records that are complete; now and then, say that their steps are done."""
+    def _report(self) -> None:
+        """Send the records that are complete. With its record a step is done, not before."""
         while self._begun and self._begun[0].is_complete:
             begun = self._begun.popleft()
             record, push, exchange = begun.record, begun.push, begun.exchange
@@ -251,12 +245,6 @@ class Replica:
                     ],
                 }
             )
-            self._done.append(begun.step)
-            self._done_s += record["wall_s"]
-        if self._done and (everything or time.perf_counter() - self._said_s > SAY_S):
-            arguments = (self._orders.replica, self._done, self._done_s)
-            self._orders.coordinator.done.remote(*arguments)
-            self._done, self._done_s, self._said_s = [], 0.0, time.perf_counter()
 
 
 class _Noting:
