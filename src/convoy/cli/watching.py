@@ -143,7 +143,8 @@ def _show_servers(console: Console, servers: Mapping[str, Any], losses: int) -> 
     if losses:
         times = "once" if losses == 1 else f"{losses} times"
         console.print(
-            f"replicas were lost {times}; {servers['samples_repeated']:,} samples were used again"
+            f"replicas were lost {times}; {servers['steps_leased_again']:,} of their steps were "
+            "leased again"
         )
     if servers["restorations"]:
         count = len(servers["restorations"])

@@ -144,6 +144,7 @@ def _servers(fleet: Fleet, tally: Tally) -> dict[str, Any]:
             "max": max(tally.staleness, default=None),
         },
         "samples_repeated": tally.repeated,
+        "steps_leased_again": sum(loss["again"] for loss in fleet.losses),
     }
 
 
