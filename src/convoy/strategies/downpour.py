@@ -20,22 +20,20 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-
 from convoy.cost.memory import kept_activations
 from convoy.cost.schedule import Compute, Operation, Schedule, Transfer
 from convoy.errors import UsageError
+from convoy.strategies.accrual import Accrued, descend
 from convoy.strategies.base import Completed, Plan, Problem, Program, Rank, Strategy
 from convoy.strategies.parameter_shards import divide, num_elements
 from convoy.strategies.passes import layers_or_whole
 from convoy.strategies.push_codec import Wire, parse_wire
-from convoy.strategies.server import Push, ServerTerms
+from convoy.strategies.server import ServerTerms
 from convoy.strategies.shares import cut
 
 STEPS_EACH = 4
@@ -356,7 +354,7 @@ class Downpour(Strategy):
             fetches = taken % self.fetch_every == 0 or batch.ends_lease
             own = accrued.add(batch.samples)
             if not fetches:
-                _descend(rank.model, own, lr)
+                descend(rank.model, own, lr)
             if taken % self.push_every == 0 or batch.ends_lease:
                 server.exchange(accrued.taken(lr), fetch=fetches)
             elif fetches:
@@ -366,43 +364,6 @@ class Downpour(Strategy):
             server.settle()
             yield Completed(batch=batch, loss_sum=loss_sum)
         server.finish()
-
-
-class Accrued:
-    """Gradients of a replica since its last push."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._sums: dict[str, Tensor] = {}
-        self._samples = 0
-
-    def add(self, samples: int) -> Mapping[str, Tensor]:
-        """Take the parameters' gradients, which are none afterwards; returns this step's own."""
-        own = {}
-        for name, parameter in self._parameters.items():
-            gradient = parameter.grad
-            own[name] = torch.zeros_like(parameter) if gradient is None else gradient
-            parameter.grad = None
-        if not self._sums:
-            self._sums = dict(own)
-        else:
-            self._sums = {name: total + own[name] for name, total in self._sums.items()}
-        self._samples += samples
-        return own
-
-    def taken(self, lr: float) -> Push:
-        """All of them, as a push; there are none afterwards."""
-        push = Push(gradients=self._sums, samples=self._samples, lr=lr)
-        self._sums, self._samples = {}, 0
-        return push
-
-
-@torch.no_grad()
-def _descend(model: nn.Module, gradients: Mapping[str, Tensor], lr: float) -> None:
-    """Plain SGD on the replica's own copy."""
-    for name, parameter in model.named_parameters():
-        if name in gradients:
-            parameter.sub_(gradients[name], alpha=lr)
 
 
 def _num_shards(speeds: Sequence[float]) -> int:
