@@ -79,10 +79,10 @@ def test_minimum_versions_are_the_projects() -> None:
 @pytest.mark.parametrize(
     ("found", "status"),
     [
-        ("2.9.0", "ok"),
+        ("2.11.0", "ok"),
         ("2.13.0+cpu", "ok"),
         ("3.0", "ok"),
-        ("2.8.1", "problem"),
+        ("2.10.1", "problem"),
         ("1.13", "problem"),
     ],
 )

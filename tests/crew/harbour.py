@@ -169,6 +169,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     network = things.get(network, network)
     dataset = things[data]() if data in ("tensors", "slow", "dragging") else data
     answer: dict[str, Any] = {"result": None, "error": None}
+    if job.get("deed") == "kill shard":
+        IDLE.end()  # or it might hit one that is left of another run, and idle
     try:
         result = convoy.train(network, dataset, observer=watch, **job["options"])
         assert result is not None

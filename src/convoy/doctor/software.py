@@ -15,7 +15,7 @@ import torch.distributed as dist
 from convoy.doctor.cgroup import usable_cores
 from convoy.doctor.check import Check, DoctorOptions
 
-MINIMUM = {"python": (3, 11), "torch": (2, 9), "ray": (2, 50)}
+MINIMUM = {"python": (3, 11), "torch": (2, 11), "ray": (2, 50)}
 """As pyproject.toml requires; a test holds the two together."""
 
 
