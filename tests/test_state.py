@@ -10,7 +10,7 @@ from torch import nn
 from convoy.errors import CheckpointError
 from convoy.runtime.optimization import make_optimizer
 from convoy.runtime.settings import OPTIMIZERS, TrainSettings
-from convoy.state import Tensors, copy_of, load, merge, pack
+from convoy.state import Tensors, broken, copy_of, load, merge, pack
 
 
 def network(seed: int, *, channels_last: bool = False, filters: int = 3) -> nn.Module:
@@ -186,3 +186,11 @@ def test_a_merged_state_is_a_copy() -> None:
 def test_a_rank_without_samples_does_not_count() -> None:
     merged = merge([{"a": torch.tensor([4.0])}, {"a": torch.tensor([8.0])}], [0, 5])
     assert merged["a"].item() == 8.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_first_tensor_that_is_not_finite_is_named(value: float) -> None:
+    tensors = {"a": torch.ones(2), "count": torch.tensor(1), "b": torch.ones(2), "c": torch.ones(1)}
+    assert broken(tensors) is None
+    tensors["b"][1] = tensors["c"][0] = value
+    assert broken(tensors) == "b"

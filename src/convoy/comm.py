@@ -155,6 +155,20 @@ class Comm:
                     self._direct[other] += tensor.nbytes if other != source else 0
             self._blocked_s += time.perf_counter() - started
 
+    def announce(self, values: Sequence[int]) -> list[int]:
+        """What rank 0 gives as `values`, on every rank; others give as many. Blocks; not counted.
+
+        (Its time is, for those who wait for it.)
+        """
+        if self.world_size == 1:
+            return list(values)
+        started = time.perf_counter()
+        told = torch.tensor(values, dtype=torch.int64)
+        with peer_loss():
+            dist.broadcast(told, 0)
+        self._blocked_s += time.perf_counter() - started
+        return [int(value) for value in told]
+
     def send(self, tensor: Tensor, destination: int) -> None:
         """Send `tensor` to rank `destination`, which receives one of its shape and type. Blocks."""
         started = time.perf_counter()

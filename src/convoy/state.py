@@ -40,6 +40,14 @@ def first_names(model: nn.Module) -> dict[str, str]:
     return names
 
 
+def broken(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that holds something that is no finite number."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            return name
+    return None
+
+
 def copy_of(tensors: Mapping[str, Tensor], device: str | None = None) -> Tensors:
     """Contiguous copies of `tensors`, on `device` if given."""
     return {

@@ -34,6 +34,22 @@ def test_a_cut_is_where_a_single_tensor_is_alive_and_thin() -> None:
     assert stem.gradient
 
 
+def test_what_is_used_where() -> None:
+    network = Skip()
+    cuts = facts_of(network, (1, 6, 6)).cuts
+    assert dict(cuts.users) == {
+        f"{name}.{kind}": before
+        for name, before in (("stem", 0), ("body", 1), ("more", 1), ("head", 2))
+        for kind in ("weight", "bias")
+    }
+    tied = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2))
+    tied[2].weight = tied[0].weight
+    users = dict(facts_of(tied, (4,)).cuts.users)
+    assert users["2.weight"] == users["0.weight"] == 0
+    assert users["1.running_mean"] == users["1.num_batches_tracked"] == 0
+    assert users["3.bias"] == 1
+
+
 def test_no_gradient_comes_back_to_what_is_not_trained() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     network[0].requires_grad_(False)

@@ -8,6 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from .ours import normed
 from .processes import Harbour
 from .reference import NETWORK, SAME, STEPS_PER_EPOCH, TRAIN_SAMPLES, assert_weights, lines
 
@@ -39,6 +42,53 @@ def test_one_replica_is_sequential_training(harbour: Harbour, tmp_path: Path) ->
     assert (servers["shards"], servers["updates"]) == (3, STEPS_PER_EPOCH)
     assert servers["staleness"]["histogram"] == {"0": STEPS_PER_EPOCH}
     assert answer["result"]["samples_seen"] == TRAIN_SAMPLES
+
+
+def test_a_replica_of_two_devices_is_sequential_training(harbour: Harbour, tmp_path: Path) -> None:
+    """With batch normalisation, whose statistics each device keeps of its own layers."""
+    run = tmp_path / "run"
+    options = {"workers": 2, "replica_devices": 2, "precision": "fp64", "epochs": 2}
+    options |= {"shares": (1.0, 1.0)}  # or machines would be measured
+    answer = train(harbour, tmp_path, network="ours:normed", options=options)
+    assert answer["error"] is None
+    assert_weights(run, 2 * STEPS_PER_EPOCH, atol=1e-12, build=normed)
+    plan = json.loads((run / "plan.json").read_text())
+    assert plan["settled"]["replicas"] == 1
+    rows = lines(run)
+    assert Counter(row["step"] for row in rows) == dict.fromkeys(range(2 * STEPS_PER_EPOCH), 2)
+    assert [row["samples"] for row in rows if row["position"]] == [0] * 2 * STEPS_PER_EPOCH
+    # each pushes to, and fetches from, the shard of its own layers
+    own = [sum(row["received_from"].values()) for row in rows[:2]]
+    assert sum(own) == 8 * plan["parameters"]
+    assert min(own) > 0
+    result = answer["result"]
+    assert result["samples_seen"] == 2 * TRAIN_SAMPLES
+    assert sum(machine["share"] for machine in result["machines"]) == pytest.approx(1)
+    judged = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in judged] == [STEPS_PER_EPOCH - 1, 2 * STEPS_PER_EPOCH - 1]
+
+
+def test_a_device_of_a_replica_dies(harbour: Harbour, tmp_path: Path) -> None:
+    """The other ends as well, and both begin again; the other replica goes on meanwhile."""
+    run = tmp_path / "run"
+    answer = train(
+        harbour,
+        tmp_path,
+        data="slow",
+        options={"workers": 4, "shares": (1.0,) * 4, "replica_devices": 2, "epochs": 12}
+        | {"snapshot_s": 1}
+        | ADAPTING,
+        **{"deed": "kill", "at": 20, "to": [64], "hurry_after": "joins"},
+    )
+    assert answer["error"] is None
+    assert set(steps_done(run)) == set(range(12 * STEPS_PER_EPOCH))
+    result = answer["result"]
+    (loss,) = result["recoveries"]
+    assert loss["lost"] == [platform.node()]
+    assert any("lost its replica, and" in text for _, text in answer["said"])
+    replicas = {row["replica"] for row in lines(run)}
+    assert replicas == {0, 1, 2}
+    assert result["test_accuracy"] > 0.8
 
 
 def test_without_staleness_replicas_are_one_machine(harbour: Harbour, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ conv1 ─ relu1 ┬ conv2 ─ conv3 ┬ add ─ pool ┊ dense        between co
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
 import math
@@ -51,6 +52,8 @@ class Cuts:
     places: tuple[Cut, ...] = ()
     reason: str = ""
     """Why there is none, if that is so."""
+    users: tuple[tuple[str, int], ...] = ()
+    """Of what a pass uses of the network's state, by name: how many places are before its use."""
 
 
 UNKNOWN = Cuts(reason="nobody has traced its layers")
@@ -82,6 +85,7 @@ def cuts_of(
     shared = _shared(network, nodes)
     thinnest: dict[int, Cut] = {}
     begun: set[str] = set()
+    position = {node.name: at for at, node in enumerate(nodes)}
     for at, node in enumerate(nodes[:-1]):
         begun |= {str(node.target)} if node.op == "call_module" else set()
         crossing = _alive(nodes, at)
@@ -104,7 +108,18 @@ def cuts_of(
     if called < 2:
         return Cuts(reason="it is one layer")
     reason = "" if places else "at every place of it more than a single tensor of maps is alive"
-    return Cuts(places=places, reason=reason)
+    ends = [position[cut.after] for cut in places]
+    first_used = {
+        id(tensor): at
+        for at, node in reversed(list(enumerate(nodes)))
+        for tensor in tensors_at(network, node)
+    }
+    users = tuple(
+        (name, bisect.bisect_left(ends, first_used[id(tensor)]))
+        for name, tensor in network.state_dict(keep_vars=True).items()
+        if id(tensor) in first_used
+    )
+    return Cuts(places=places, reason=reason, users=users)
 
 
 def _alive(nodes: list[torch.fx.Node], at: int) -> list[torch.fx.Node]:

@@ -27,6 +27,11 @@ class Sums:
     confusion: Tensor
     """int64 [classes, classes]: true class by predicted class."""
 
+    @property
+    def reported(self) -> dict[str, float]:
+        """What others add up in their turn."""
+        return {"correct": self.correct, "loss_sum": self.loss_sum, "samples": self.samples}
+
 
 @contextlib.contextmanager
 def judging(model: nn.Module) -> Iterator[None]:

@@ -51,6 +51,7 @@ class Member:
         self._store: dist.TCPStore | None = None
         self._trainee: Trainee | None = None
         self._surveyor: Surveyor | None = None
+        self._replica: Replica | None = None
 
     def prepare(self, job: Job, num_threads: int) -> int:
         """Build data, network and optimizer. Returns the process id."""
@@ -60,6 +61,7 @@ class Member:
         os.environ["GLOO_SOCKET_IFNAME"] = interface_of(self._berth.address)
         os.environ["NCCL_SOCKET_IFNAME"] = os.environ["GLOO_SOCKET_IFNAME"]
         device = torch.device(self._berth.device)
+        self._replica = None
         self._trainee = Trainee(job, device, num_threads)
         return os.getpid()
 
@@ -88,24 +90,45 @@ class Member:
         Ranks meet at the store that rank 0 opened; without a port there is none, for rank 0 died.
         """
         assert self._trainee is not None, "prepare comes first"
-        if store_port is None:
-            return self._trainee.lost(PeerLostError("a rank died before the crew met"))
-        store = self._store
-        if formation.rank != 0 and len(formation.plan.shares) > 1:
-            timeout = timedelta(seconds=self._trainee.job.settings.timeout_s)
-            try:
-                with peer_loss():
-                    store = dist.TCPStore(
-                        store_address, store_port, is_master=False, timeout=timeout
-                    )
-            except PeerLostError as lost:  # rank 0 died before anyone met
-                return self._trainee.lost(lost)
+        try:
+            store = self._met(formation.rank, len(formation.plan.shares), store_address, store_port)
+        except PeerLostError as lost:
+            return self._trainee.lost(lost)
         return self._trainee.train(formation, self._gate, EventSink(self._emit), store)
 
-    def replicate(self, orders: ReplicaOrders, tensors: state.Tensors) -> Outcome:
-        """Take part in asynchronous training, beginning with a network's state dict."""
+    def replicate(
+        self,
+        orders: ReplicaOrders,
+        tensors: state.Tensors,
+        store_address: str = "",
+        store_port: int | None = None,
+    ) -> Outcome:
+        """Take part in asynchronous training, beginning with a network's state dict.
+
+        The devices of a replica, if it has several, meet at the store that the first opened;
+        without a port there is none, for that one died.
+        """
         assert self._trainee is not None, "prepare comes first"
-        return Replica(self._trainee, orders, tensors, EventSink(self._emit)).run()
+        store: dist.TCPStore | None = None
+        if len(orders.ranks) > 1:
+            try:
+                store = self._met(orders.position, len(orders.ranks), store_address, store_port)
+            except PeerLostError as lost:
+                return Outcome(kind="peer lost", step=None, detail=str(lost))
+        self._replica = Replica(self._trainee, orders, tensors, EventSink(self._emit), store)
+        return self._replica.run()
+
+    def _met(self, rank: int, world_size: int, address: str, port: int | None) -> dist.TCPStore:
+        """The store at which ranks meet. Raises PeerLostError where rank 0 has none any more."""
+        if port is None:
+            raise PeerLostError("a rank died before the crew met")
+        if rank == 0 or world_size == 1:
+            assert self._store is not None, "open_store comes first"
+            return self._store
+        assert self._trainee is not None, "prepare comes first"
+        timeout = timedelta(seconds=self._trainee.job.settings.timeout_s)
+        with peer_loss():  # rank 0 may die before anyone meets
+            return dist.TCPStore(address, port, is_master=False, timeout=timeout)
 
     def judge(self, tensors: state.Tensors, first: int, count: int) -> dict[str, float]:
         """Judge a network on `count` test samples from `first` on: sums."""
@@ -113,9 +136,8 @@ class Member:
         return self._trainee.judge(tensors, range(first, first + count))
 
     def buffers(self) -> state.Tensors:
-        """The network's buffers, as they are now."""
-        assert self._trainee is not None, "prepare comes first"
-        return state.copy_of(dict(self._trainee.model.named_buffers()), "cpu")
+        """The network's buffers as they are in this replica now; those of this device's part."""
+        return self._replica.buffers() if self._replica is not None else {}
 
     def clock(self) -> float:
         """What time it is here, in seconds since 1970."""

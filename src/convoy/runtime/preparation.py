@@ -189,4 +189,4 @@ def make_plan(preparation: Preparation, workers: Sequence[Worker]) -> Plan:
 
 
 def _needs_layers(job: Job) -> bool:
-    return job.strategy is None or job.strategy.measures
+    return job.strategy is None or job.strategy.needs_layers

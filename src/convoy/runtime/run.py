@@ -101,7 +101,7 @@ def _decide(
 ) -> Decision:
     """Settle what is done: as asked, or as planned."""
     job = preparation.job
-    to_plan = job.strategy is None or (job.strategy.measures and job.settings.shares is None)
+    to_plan = job.strategy is None or (job.strategy.needs_layers and job.settings.shares is None)
     if not to_plan or (job.strategy is not None and len(found) == 1):
         return Decision(job=job, places=tuple(found), taking_part=tuple(range(len(found))))
     settle = decide if job.strategy is None else carry_out

@@ -26,7 +26,8 @@ from convoy import state
 from convoy.comm import Comm, PeerLostError
 from convoy.datasets import augment
 from convoy.errors import DivergedError
-from convoy.runtime.evaluation import evaluate
+from convoy.runtime.common_state import CommonState
+from convoy.runtime.evaluation import Sums, evaluate
 from convoy.runtime.formation import Formation, Job, Outcome, Part, Sink
 from convoy.runtime.gate import Gate
 from convoy.runtime.ingredients import (
@@ -62,9 +63,7 @@ class Trainee:
             num_samples=len(self.data.train), batch_size=settings.batch_size, seed=settings.seed
         )
         self.num_steps = num_steps(settings, self.order)
-        self._kept: state.Tensors | None = None
-        self._kept_buffers: state.Tensors = {}
-        self._committed: int | None = None
+        self._common = CommonState(self.model, self.optimizer)
         self._is_new = True
 
     def train(
@@ -93,13 +92,13 @@ class Trainee:
             if comm is not None:
                 comm.close()
         kind: Literal["finished", "stopped"] = "finished" if ran_to == self.num_steps else "stopped"
-        self._roll_back()
-        return Outcome(kind=kind, step=self._committed)
+        self._common.restore()
+        return Outcome(kind=kind, step=self._common.step)
 
     def lost(self, error: PeerLostError) -> Outcome:
         """Return to the last commit and say that a peer is lost."""
-        self._roll_back()
-        return Outcome(kind="peer lost", step=self._committed, detail=str(error))
+        self._common.restore()
+        return Outcome(kind="peer lost", step=self._common.step, detail=str(error))
 
     def final_state(self) -> state.Tensors:
         """The trained network's tensors, on the host."""
@@ -117,10 +116,10 @@ class Trainee:
 
     def _take_over(self, formation: Formation, comm: Comm) -> None:
         source = formation.source_rank
-        if formation.part is None and source == formation.rank and self._committed is None:
+        if formation.part is None and source == formation.rank and self._common.step is None:
             self._begin_anew()
         if formation.part is not None:
-            self._committed = None  # until all have it, this is no state to go on from
+            self._common.step = None  # until all have it, this is no state to go on from
             state.load(self.model, self.optimizer, formation.part.tensors)
         if source is not None and comm.world_size > 1:
             mine = formation.rank == source
@@ -130,9 +129,9 @@ class Trainee:
                 state.load(self.model, self.optimizer, taken)
         comm.take()
         pending = formation.part.pending if formation.part else Pending()
-        self._committed = None
+        self._common.step = None
         if pending == Pending():
-            self._commit(formation.first_step, copy=False)
+            self._common.commit(formation.first_step, copy=False)
 
     def _begin_anew(self) -> None:
         """Be as before the first step: nothing of what was done since has been kept."""
@@ -171,11 +170,11 @@ class Trainee:
 
         def commit(step: int, copy: bool) -> None:
             clock.stop()
-            self._commit(step, copy=copy)
+            self._common.commit(step, copy=copy)
 
         def diverge(pending: Pending) -> None:
             clock.stop()
-            self._pending = pending
+            self._common.pending = pending
 
         rank = Rank(
             comm=comm,
@@ -189,14 +188,14 @@ class Trainee:
             update=lambda batch, loss_sum: self._update(batch, loss_sum, formation),
             learning_rate=lambda batch, loss_sum: self._checked_lr(batch, loss_sum, formation),
             commit=commit,
-            forgo=self._forgo,
+            forgo=self._common.forgo,
             diverge=diverge,
             evaluate=lambda step: self._evaluate(formation, step, layout, sink),
             regroups=lambda: gate.reason == "regroup",
             first_step=formation.first_step,
             pending=formation.part.pending if formation.part else Pending(),
         )
-        self._pending = rank.pending
+        self._common.pending = rank.pending
         place = {
             "rank": formation.rank,
             "machine": formation.machines[formation.rank],
@@ -227,10 +226,13 @@ class Trainee:
             comm.step_samples = len(part.indices)
             yield replace(self._batch(part, formation.rank, layout), keeps=self._keeps(step))
 
-    def whole_batch(self, step: int, layout: str, *, ends_lease: bool) -> Batch:
-        """All samples of `step`, to one that does it alone."""
-        part = self.order.slice(step, (self.order.batch_size,), 0)
-        return replace(self._batch(part, 0, layout), ends_lease=ends_lease)
+    def whole_batch(
+        self, step: int, layout: str, *, ends_lease: bool, place: int = 0, team: int = 1
+    ) -> Batch:
+        """All samples of `step`, to the first of `team` ranks that do it without any others."""
+        shares = (self.order.batch_size,) + (0,) * (team - 1)
+        part = self.order.slice(step, shares, place)
+        return replace(self._batch(part, place, layout), ends_lease=ends_lease)
 
     def _batch(self, part: Slice, rank: int, layout: str) -> Batch:
         """What a rank takes of a step."""
@@ -308,28 +310,6 @@ class Trainee:
             steps_per_epoch=self.order.steps_per_epoch,
         )
 
-    def _commit(self, step: int, *, copy: bool) -> None:
-        self._committed = step
-        self._pending = Pending()
-        self._kept = None  # its memory first
-        self._kept = state.copy_of(state.pack(self.model, self.optimizer)) if copy else None
-        self._kept_buffers = {n: b.clone() for n, b in self.model.named_buffers()}
-
-    def _forgo(self) -> None:
-        self._committed, self._kept, self._kept_buffers = None, None, {}
-        self._pending = Pending()
-
-    @torch.no_grad()
-    def _roll_back(self) -> None:
-        """Return to the last commit: undo what an unfinished step, or steps alone, changed."""
-        if self._committed is None:
-            return
-        if self._kept is not None:
-            state.load(self.model, self.optimizer, self._kept)
-        else:
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(self._kept_buffers[name])
-
     def _keeps(self, step: int) -> bool:
         every = self.job.settings.checkpoint_every
         due = (step + 1) % every == 0 if every else self._ends_epoch(step)
@@ -340,46 +320,39 @@ class Trainee:
 
     def send_checkpoint(self, next_step: int, formation: Formation, sink: Sink) -> None:
         """Hand this boundary's state to `sink`: by rank 0 if it is everyone's, else by each."""
-        whole = self._pending == Pending()
+        whole = self._common.pending == Pending()
         if whole and formation.rank != 0:
             return
         tensors = state.copy_of(state.pack(self.model, self.optimizer), "cpu")
-        broken = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
-        if broken:
+        if name := state.broken(tensors):
             raise DivergedError(
-                f"{broken[0].removeprefix('model/')} is no longer finite after step "
+                f"{name.removeprefix('model/')} is no longer finite after step "
                 f"{next_step - 1} on rank {formation.rank} "
                 f"({formation.machines[formation.rank]}). Try a lower --lr"
             )
-        part = Part(tensors=tensors, pending=self._pending)
+        part = Part(tensors=tensors, pending=self._common.pending)
         sink.checkpoint(next_step, formation.generation, part, rank=formation.rank, whole=whole)
 
     def judge(self, tensors: state.Tensors, positions: range) -> dict[str, float]:
         """Judge a network of these tensors on the test samples at `positions`: sums."""
         self.model.load_state_dict(tensors)
-        sums = evaluate(
+        return self.evaluation(positions).reported
+
+    def evaluation(self, positions: range, layout: str = "contiguous") -> Sums:
+        """Judge the network as it is on the test samples at `positions`."""
+        return evaluate(
             self.model,
             self.data,
             positions,
             device=self.device,
             dtype=self.dtype,
+            layout=layout,
             autocast=self.autocast,
         )
-        return {"correct": sums.correct, "loss_sum": sums.loss_sum, "samples": sums.samples}
 
     def _evaluate(self, formation: Formation, step: int, layout: str, sink: Sink) -> None:
         parts = cut(len(self.data.test), formation.plan.portions)
         first = sum(parts[: formation.rank])
-        sums = evaluate(
-            self.model,
-            self.data,
-            range(first, first + parts[formation.rank]),
-            device=self.device,
-            dtype=self.dtype,
-            layout=layout,
-            autocast=self.autocast,
-        )
-        sink.evaluation(
-            {"step": step, "generation": formation.generation, "rank": formation.rank}
-            | {"correct": sums.correct, "loss_sum": sums.loss_sum, "samples": sums.samples}
-        )
+        sums = self.evaluation(range(first, first + parts[formation.rank]), layout)
+        place = {"step": step, "generation": formation.generation, "rank": formation.rank}
+        sink.evaluation(place | sums.reported)

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import ClassVar, final
+from typing import ClassVar, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from convoy.cost.memory import kept_activations, peak_bytes
 from convoy.cost.schedule import Schedule, in_a_row
 from convoy.cost.world import World
 from convoy.errors import UsageError
-from convoy.strategies.server import ParameterServer, ServerTerms
+from convoy.strategies.server import ParameterServer, ServerLayout, ServerTerms
 from convoy.strategies.shares import finish_together, share_of_each
 
 
@@ -114,9 +115,9 @@ class Plan:
         return {}
 
     @property
-    def homes(self) -> tuple[int, ...]:
-        """By parameter server: the rank on whose machine it is."""
-        return ()
+    def servers(self) -> ServerLayout | None:
+        """Of asynchronous training: its parameter servers."""
+        return None
 
     @property
     def divided(self) -> dict[str, tuple[int, ...]]:
@@ -183,6 +184,17 @@ class Equipment:
     """Sum of the loss over the batch's real samples (0, still differentiable, if none)."""
 
 
+class Parts(Protocol):
+    """Of a rank that holds parts of the network: which, and how all of it is brought together."""
+
+    @property
+    def own(self) -> frozenset[str]:
+        """What it holds, by its names in the network's state."""
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within it every rank has all of the network. All ranks enter it together."""
+
+
 @dataclass(kw_only=True)
 class Rank(Equipment):
     """What `run` gets to work with: this rank's place, state and services."""
@@ -213,6 +225,8 @@ class Rank(Equipment):
     """Not empty only for a rank that goes on from a checkpoint of its own."""
     server: ParameterServer | None = None
     """Of asynchronous training: where parameters are."""
+    parts: Parts | None = None
+    """A program of asynchronous training sets it, if its ranks do not hold the whole network."""
 
 
 class Strategy(ABC):
@@ -247,6 +261,11 @@ class Strategy(ABC):
     measures: ClassVar[bool] = False
     """Whether it cannot be planned well without figures of every layer, so that machines are
     measured even where it is asked for by name."""
+
+    @property
+    def needs_layers(self) -> bool:
+        """As `measures`, with the options that it has."""
+        return self.measures
 
     def period(self, plan: Plan) -> tuple[int, int]:
         """Steps that stand for all: the first of them, and after how many the next are alike."""

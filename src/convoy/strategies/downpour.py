@@ -12,84 +12,46 @@ parameter (Adagrad, as there). Nobody waits for a slower replica: it simply take
 price is that a gradient is of weights some versions old. `update_gate.py` bounds that where it is
 asked to.
 
+A replica may be a pipeline of several devices (`replica_devices`; section 3 there): each has a
+part of the network, and talks to the shards that hold it.
+
 Between fetches a replica goes on with weights of its own, which plain SGD moves (as in algorithm
 7.1). Batch normalisation takes each replica's own statistics, and each keeps running ones.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import ClassVar, Literal
 
+from torch import Tensor
+
 from convoy.cost.memory import kept_activations
-from convoy.cost.schedule import Compute, Operation, Schedule, Transfer
+from convoy.cost.schedule import Schedule
 from convoy.errors import UsageError
 from convoy.strategies.accrual import Accrued, descend
-from convoy.strategies.base import Completed, Plan, Problem, Program, Rank, Strategy
-from convoy.strategies.parameter_shards import divide, num_elements
-from convoy.strategies.passes import layers_or_whole
+from convoy.strategies.base import Batch, Completed, Plan, Problem, Program, Rank, Strategy
+from convoy.strategies.downpour_drawing import Sketch
+from convoy.strategies.downpour_plan import (
+    KIND,
+    DownpourPlan,
+    Teams,
+    pipelines,
+    single_devices,
+)
+from convoy.strategies.parameter_shards import num_elements
+from convoy.strategies.parted_state import PartedState
+from convoy.strategies.pipeline_drawing import parameters_by_place
+from convoy.strategies.pipeline_stages import activations_by_place
 from convoy.strategies.push_codec import Wire, parse_wire
-from convoy.strategies.server import ServerTerms
+from convoy.strategies.server import ServerLayout, ServerTerms
+from convoy.strategies.server_layout import lay_out
 from convoy.strategies.shares import cut
 
-STEPS_EACH = 4
-"""Of the slowest replica, in the stretch of time that is simulated."""
-MOST_STEPS = 96
-"""Of all replicas together there, unless one each is more."""
 WORTH_OVERLAPPING = 0.15
 """Of a step's computation: an exchange that takes more of it is overlapped with the next."""
-MOST_SHARDS = 8
-"""That are made unasked."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DownpourPlan(Plan):
-    """Replicas and shards."""
-
-    servers: tuple[int, ...]
-    """By shard: the rank on whose machine it is."""
-    sizes: tuple[int, ...]
-    """By shard: elements."""
-    depth: int
-    """Pushes that may be unanswered while a replica computes on."""
-    speeds: tuple[float, ...]
-    """By rank: steps per second, or in proportion to them."""
-
-    @property
-    def homes(self) -> tuple[int, ...]:
-        """As `servers`."""
-        return self.servers
-
-    @property
-    def portions(self) -> tuple[float, ...]:
-        """Each replica's part of all steps, as foreseen; their sum is 1."""
-        total = sum(self.speeds)
-        return tuple(speed / total for speed in self.speeds)
-
-    @property
-    def settled(self) -> dict[str, int | str]:
-        """How many shards there are."""
-        return {"shards": len(self.homes), "in_flight": self.depth}
-
-    @cached_property
-    def takers(self) -> tuple[int, ...]:
-        """Which replica takes which of the steps of a stretch, if each is as fast as foreseen."""
-        slowest = min(self.portions)
-        each = max(1.0, min(STEPS_EACH, MOST_STEPS * slowest))
-        count = sum(max(1, round(each * portion / slowest)) for portion in self.portions)
-        # Each is free again after one step of its own; the next step goes to whoever is first.
-        free = [(1 / portion / 2, rank) for rank, portion in enumerate(self.portions)]
-        heapq.heapify(free)
-        takers = []
-        for _ in range(count):
-            at, rank = heapq.heappop(free)
-            takers.append(rank)
-            heapq.heappush(free, (at + 1 / self.portions[rank], rank))
-        return tuple(takers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +86,13 @@ class Downpour(Strategy):
     wire: str = field(
         default="fp32", metadata={"help": "fp32 or bf16 between ranks; downpour also topk:0.01"}
     )
+    replica_devices: int = field(
+        default=1, metadata={"help": "devices of each replica, which is a pipeline if several"}
+    )
+    micro_batches: int | Literal["auto"] = field(
+        default="auto", metadata={"help": "into how many parts a batch is cut; auto: planned"}
+    )
+    """In a replica of several devices."""
     snapshot_s: int = field(
         default=30, metadata={"help": "seconds between snapshots of the parameter servers"}
     )
@@ -131,13 +100,19 @@ class Downpour(Strategy):
     def __post_init__(self) -> None:
         for name, least in (
             *(("fetch_every", 1), ("push_every", 1), ("warm_start", 0)),
-            *(("snapshot_s", 1),),
+            *(("snapshot_s", 1), ("replica_devices", 1)),
         ):
             self._require_number(name, least)
         if self.in_flight != "auto":
             self._require_number("in_flight", 0, "auto")
-        if self.shards != "auto":
-            self._require_number("shards", 1, "auto")
+        for name in ("shards", "micro_batches"):
+            if getattr(self, name) != "auto":
+                self._require_number(name, 1, "auto")
+        if self.micro_batches != "auto" and self.replica_devices == 1:
+            raise UsageError(
+                f"--micro-batches {self.micro_batches}: a replica of one device takes batches "
+                "whole. Give --replica-devices as well, or leave --micro-batches out"
+            )
         if self.staleness_scaled not in ("yes", "no"):
             raise UsageError(f"--staleness-scaled {self.staleness_scaled}: expected yes or no")
         parse_wire(self.wire)
@@ -158,6 +133,11 @@ class Downpour(Strategy):
             raise UsageError(f"{flag} {value}: expected a whole number of {least} or more{other}")
 
     @property
+    def needs_layers(self) -> bool:
+        """A pipeline is cut by what its layers take."""
+        return self.replica_devices > 1
+
+    @property
     def bound(self) -> int | None:
         """How many versions a push may be behind."""
         return None if self.max_staleness == "none" else int(self.max_staleness)
@@ -167,7 +147,7 @@ class Downpour(Strategy):
         """What travels."""
         return parse_wire(self.wire)
 
-    def terms(self, plan: Plan) -> ServerTerms | None:
+    def terms(self, plan: Plan) -> ServerTerms:
         """What it asks of its servers."""
         assert isinstance(plan, DownpourPlan)
         return self.terms_of(plan.depth)
@@ -184,38 +164,44 @@ class Downpour(Strategy):
             snapshot_s=self.snapshot_s,
         )
 
-    def plan(self, problem: Problem) -> Plan:
-        """Everyone is a replica; shards go to the fastest replicas' machines, one on each."""
-        size = problem.batch_size
-        if all(worker.seconds for worker in problem.workers):
-            speeds = [1 / w.seconds(size) if w.seconds else 1.0 for w in problem.workers]
-        else:
-            speeds = [worker.weight for worker in problem.workers]
-        machines: dict[str, int] = {}
-        of_machine: dict[str, float] = {}
-        for rank in sorted(range(len(speeds)), key=lambda rank: -speeds[rank]):
-            name = problem.workers[rank].machine
-            machines.setdefault(name, rank)
-            of_machine[name] = of_machine.get(name, 0.0) + speeds[rank]
-        homes = list(machines.values())
-        shapes = _shapes(problem)
-        if self.shards == "auto":
-            rows = sum(shape[0] if shape else 1 for shape in shapes.values())
-            count = min(rows, _num_shards([of_machine[name] for name in machines]))
-        else:
-            count = int(self.shards)
-        sizes = tuple(num_elements(shard) for shard in divide(shapes, count))
-        servers = tuple(homes[shard % len(homes)] for shard in range(count))
+    def plan(self, problem: Problem) -> DownpourPlan:
+        """Everyone is a replica, or part of one; shards go to the fastest replicas' machines.
+
+        Raises:
+            UsageError: replicas of so many devices, or so many shards, cannot be.
+        """
+        if self.replica_devices == 1:
+            return self._plan(single_devices(problem))
+        micro_batches = None if self.micro_batches == "auto" else self.micro_batches
+        found = pipelines(problem, self.replica_devices, micro_batches)
+        plans = [self._plan(teams) for teams in found]
+        return plans[0] if problem.world is None else min(plans, key=self._cost)
+
+    def _plan(self, teams: Teams) -> DownpourPlan:
+        replicas, size = teams.replicas, teams.problem.batch_size
+        layout = lay_out(teams.problem.network, replicas, self.shards, teams.place_of)
+        shares = [
+            share if place == 0 else 0
+            for share in cut(size, replicas.speeds)
+            for place in range(replicas.team)
+        ]
         return DownpourPlan(
-            problem=problem,
-            shares=tuple(cut(size, speeds)),
-            speeds=tuple(speeds),
-            servers=servers,
-            sizes=sizes,
-            depth=self._depth(problem, servers, sizes),
+            problem=teams.problem,
+            shares=tuple(shares),
+            layout=layout,
+            depth=self._depth(teams, layout),
+            speeds=replicas.speeds,
+            stages=teams.stages,
+            micro_batches=teams.micro_batches,
         )
 
-    def _depth(self, problem: Problem, servers: tuple[int, ...], sizes: tuple[int, ...]) -> int:
+    def _cost(self, plan: DownpourPlan) -> tuple[bool, float]:
+        world = plan.problem.world
+        assert world is not None  # else nobody compares
+        picks = tuple(worker.index for worker in plan.problem.workers)
+        return bool(world.shortage(picks, self.peak_bytes(plan))), -sum(plan.speeds)
+
+    def _depth(self, teams: Teams, layout: ServerLayout) -> int:
         """Pushes that may be unanswered; none where staleness is bounded.
 
         What is computed before the answer has come is of weights that a bound cannot wait for. And
@@ -225,134 +211,99 @@ class Downpour(Strategy):
             return 0
         if self.in_flight != "auto":
             return int(self.in_flight)
-        world, wire, width = problem.world, self.encoding, problem.element_bytes
-        if world is None or len(problem.workers) == 1:
+        problem, wire, workers = teams.problem, self.encoding, teams.problem.workers
+        world, width = problem.world, problem.element_bytes
+        if world is None or not teams.measured or len(workers) == 1:
             return 0
         worst = 0.0
-        for worker in problem.workers:
-            if worker.seconds is None:
-                continue
+        for rank, worker in enumerate(workers):
+            replica, place = divmod(rank, layout.team)
             host, taken = world.devices[worker.index].host, 0.0
-            for server, elements in zip(servers, sizes, strict=True):
-                home = world.devices[problem.workers[server].index].host
+            for shard in layout.shards_of(place):
+                home = world.devices[workers[layout.homes[shard]].index].host
+                elements = num_elements(layout.pieces[shard])
                 size = wire.push_bytes(elements, width) / self.push_every
                 size += wire.fetch_bytes(elements, width) / self.fetch_every
                 if home != host:
                     taken += size / world.bandwidths[host, home]
-            worst = max(worst, taken / worker.seconds(problem.batch_size))
+            worst = max(worst, taken * teams.replicas.speeds[replica])
         return 1 if worst > WORTH_OVERLAPPING else 0
 
     def activations(self, plan: Plan) -> tuple[int, ...]:
-        """Elements of feature maps that each replica holds: those of a whole batch."""
-        problem = plan.problem
-        return (kept_activations(problem.network, problem.batch_size),) * len(plan.shares)
+        """Elements of feature maps that each device holds: of a whole batch, of its layers."""
+        assert isinstance(plan, DownpourPlan)
+        network, size = plan.problem.network, plan.problem.batch_size
+        if plan.team == 1:
+            return (kept_activations(network, size),) * len(plan.shares)
+        by_place = activations_by_place(
+            network, plan.stages, plan.team, size, plan.micro_batches, KIND
+        )
+        return by_place * len(plan.speeds)
+
+    def parameters(self, plan: Plan) -> tuple[int, ...]:
+        """Those of each device's part of the network."""
+        assert isinstance(plan, DownpourPlan)
+        if plan.team == 1:
+            return super().parameters(plan)
+        by_place = parameters_by_place(plan.problem.network, plan.stages, plan.team)
+        return by_place * len(plan.speeds)
 
     def schedule(self, plan: Plan, step: int) -> Schedule:
         """What one replica does in one step, the one that takes it: fetch, compute, push."""
-        assert isinstance(plan, DownpourPlan)
-        replica = plan.takers[step % len(plan.takers)]
-        drawing: list[Operation] = []
-        self._draw_step(drawing, plan, replica, step, ())
-        return tuple(drawing)
+        return self._sketch(plan).step(step, step)
 
     def stretch(self, plan: Plan) -> tuple[Schedule, int]:
         """Steps of all replicas side by side, each at its own pace."""
+        sketch = self._sketch(plan)
+        return sketch.stretch(), len(sketch.plan.takers)
+
+    def _sketch(self, plan: Plan) -> Sketch:
         assert isinstance(plan, DownpourPlan)
-        operations: list[Operation] = []
-        done: dict[int, int] = {}
-        ready: dict[int, list[tuple[int, ...]]] = {}
-        depth = plan.depth if len(plan.shares) > 1 else 0
-        for step, replica in enumerate(plan.takers):
-            earlier = ready.setdefault(replica, [])
-            # what a step begins with: the last computation, and the answer `depth` pushes ago
-            after = tuple(earlier[-1][:1]) if earlier else ()
-            if len(earlier) > depth:
-                after += earlier[-1 - depth][1:]
-            number = done.get(replica, 0)
-            earlier.append(self._draw_step(operations, plan, replica, number, after, step))
-            done[replica] = number + 1
-        return tuple(operations), len(plan.takers)
-
-    def _draw_step(
-        self,
-        drawing: list[Operation],
-        plan: DownpourPlan,
-        replica: int,
-        number: int,
-        after: tuple[int, ...],
-        step: int = 0,
-    ) -> tuple[int, ...]:
-        """Draw a replica's step `number`; its last computation, and its answers."""
-        problem, size = plan.problem, plan.problem.batch_size
-        layers = layers_or_whole(problem.network)
-
-        def compute(phase: Literal["load", "forward", "backward"], layer: str) -> None:
-            nonlocal after
-            drawing.append(
-                Compute(
-                    rank=replica, phase=phase, samples=size, layer=layer, step=step, after=after
-                )
-            )
-            after = (len(drawing) - 1,)
-
-        compute("load", "")
-        for layer in layers:
-            compute("forward", layer.name)
-        for layer in reversed(layers):
-            compute("backward", layer.name)
-        last = after[0]
-        pushes, fetches = (number + 1) % self.push_every == 0, (number + 1) % self.fetch_every == 0
-        answers = []
-        total, width, wire = sum(plan.sizes), problem.element_bytes, self.encoding
-        for home, elements in zip(plan.homes, plan.sizes, strict=True):
-            arrived = last
-            if pushes:
-                drawing.append(
-                    Transfer(
-                        source=replica,
-                        destination=home,
-                        payload_bytes=wire.push_bytes(elements, width),
-                        after=(last,),
-                    )
-                )
-                drawing.append(
-                    Compute(
-                        rank=home,
-                        phase="update",
-                        samples=0,
-                        part=elements / total,
-                        step=step,
-                        after=(len(drawing) - 1,),
-                    )
-                )
-                arrived = len(drawing) - 1
-            if fetches:
-                drawing.append(
-                    Transfer(
-                        source=home,
-                        destination=replica,
-                        payload_bytes=wire.fetch_bytes(elements, width),
-                        after=(arrived,),
-                    )
-                )
-                arrived = len(drawing) - 1
-            if pushes or fetches:
-                answers.append(arrived)
-        return (last, *answers)
+        return Sketch(
+            plan=plan,
+            wire=self.encoding,
+            push_every=self.push_every,
+            fetch_every=self.fetch_every,
+        )
 
     def run(self, rank: Rank) -> Program:
-        """Be one replica: compute, push, fetch, for as long as there are batches."""
+        """Be a replica, or part of one: compute, push, fetch, for as long as there are batches."""
+        plan = rank.plan
+        assert isinstance(plan, DownpourPlan)
+        if plan.team == 1:
+
+            def whole(batch: Batch) -> Tensor:
+                loss_sum = rank.loss(rank.model, batch)
+                (loss_sum / batch.samples).backward()
+                return loss_sum
+
+            yield from self._train(rank, whole)
+            return
+        # It brings much of torch along, which takes seconds and only ranks want.
+        from convoy.strategies.pipeline_rank import PipelineRank
+
+        with PipelineRank(rank, plan.stages, (1,), plan.micro_batches, KIND) as own:
+            parted = PartedState(rank, own.rows)
+            parted.part()
+            rank.parts = parted
+            try:
+                yield from self._train(rank, own.step)
+            finally:
+                rank.parts = None
+                parted.release()
+
+    def _train(self, rank: Rank, step: Callable[[Batch], Tensor]) -> Program:
+        """Steps, whose gradients `step` leaves where they belong, and exchanges after them."""
         server = rank.server
         assert server is not None
         accrued = Accrued(rank.model)
         taken = 0
         for batch in rank.batches:
             taken += 1
-            loss_sum = rank.loss(rank.model, batch)
-            (loss_sum / batch.samples).backward()
+            loss_sum = step(batch)
             lr = rank.learning_rate(batch, loss_sum)
             fetches = taken % self.fetch_every == 0 or batch.ends_lease
-            own = accrued.add(batch.samples)
+            own = accrued.add(batch.step_samples)
             if not fetches:
                 descend(rank.model, own, lr)
             if taken % self.push_every == 0 or batch.ends_lease:
@@ -364,28 +315,3 @@ class Downpour(Strategy):
             server.settle()
             yield Completed(batch=batch, loss_sum=loss_sum)
         server.finish()
-
-
-def _num_shards(speeds: Sequence[float]) -> int:
-    """How many shards keep the busiest machine's link least busy; of about equals, the fewest.
-
-    With S shards on the S fastest machines each has an S-th of the parameters. A machine's link
-    brings it the pushes of all others to its shard, and what its replicas fetch from other shards;
-    what it sends is as much.
-
-    Args:
-        speeds: steps per second of each machine's replicas, the fastest first.
-    """
-    total = sum(speeds)
-
-    def busiest(count: int) -> float:
-        with_shard = max((total - s) / count + s * (count - 1) / count for s in speeds[:count])
-        return max([with_shard, *speeds[count:]])
-
-    loads = {count: busiest(count) for count in range(1, min(len(speeds), MOST_SHARDS) + 1)}
-    return min(count for count, load in loads.items() if load <= 1.1 * min(loads.values()))
-
-
-def _shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
-    """Trainable parameters; as one, where nobody knows more of them than how many there are."""
-    return dict(problem.network.shapes) or {"": (problem.network.num_parameters,)}

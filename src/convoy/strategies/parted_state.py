@@ -9,6 +9,7 @@ single number counts as one row. What is not cut belongs to the first rank, or t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -57,6 +58,31 @@ class PartedState:
     def is_whole(self) -> bool:
         """Whether every tensor has its full shape."""
         return not self._forms
+
+    @property
+    def own(self) -> frozenset[str]:
+        """Tensors of the network's state that this rank has, rows of them at least.
+
+        Those that are not cut are the first rank's.
+        """
+        return frozenset(
+            name
+            for name, first in self._first.items()
+            if (
+                bool(self._rows[first][self._place])
+                if first in self._rows
+                else self._place == 0 or self._rest_is_common
+            )
+        )
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Within it every rank has all rows, of all tensors. Blocks; all ranks take part."""
+        self.join()
+        try:
+            yield
+        finally:
+            self.part()
 
     @torch.no_grad()
     def part(self) -> None:

@@ -41,7 +41,8 @@ def draw_pipelines(
     for number, share in enumerate(shares):
         sizes = micro_batch_sizes(network, share, micro_batches)
         ranks = range(number * depth, (number + 1) * depth)
-        last += _Sketch(problem, stages, sizes, kind, drawing, ranks, by_layer=by_layer).draw()
+        sketch = _Sketch(problem, stages, sizes, kind, drawing, ranks, by_layer=by_layer)
+        last += sketch.draw([()] * depth)
     for place, part in enumerate(parameters_by_place(network, stages, depth)):
         alike = tuple(range(place, len(last), depth))
         if len(alike) > 1:
@@ -64,6 +65,30 @@ def draw_pipelines(
             )
             drawing.add(update)
     return drawing.schedule()
+
+
+def draw_pipeline(
+    drawing: Drawing,
+    problem: Problem,
+    stages: Sequence[Stage],
+    micro_batches: int,
+    kind: Kind,
+    ranks: range,
+    after: Sequence[tuple[int, ...]],
+    *,
+    by_layer: bool = True,
+) -> list[tuple[int, ...]]:
+    """Add the passes of a whole batch through one pipeline, without an update.
+
+    Args:
+        ranks: those of the pipeline.
+        after: what each of them does before.
+
+    Returns:
+        What each did last, and sent.
+    """
+    sizes = micro_batch_sizes(problem.network, problem.batch_size, micro_batches)
+    return _Sketch(problem, stages, sizes, kind, drawing, ranks, by_layer=by_layer).draw(after)
 
 
 def whole(stage: int) -> str:
@@ -131,11 +156,11 @@ class _Sketch:
         self._begun: set[int] = set()
         """Stages that a micro-batch has come back through: others add their gradients."""
 
-    def draw(self) -> list[tuple[int, ...]]:
-        """What each device did last, and what it sent."""
+    def draw(self, after: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """What each device did last, and what it sent; `after` is what each does before."""
         drawing, batch, end = self._drawing, sum(self._sizes), self._depth - 1
-        load = Compute(rank=self._first_rank, phase="load", samples=batch)
-        self._last[0] = (drawing.add(load),)
+        load = Compute(rank=self._first_rank, phase="load", samples=batch, after=after[0])
+        self._last = [(drawing.add(load),), *after[1:]]
         targets = None
         if end:
             targets = self._send(0, end, batch * TARGET_BYTES)

@@ -49,14 +49,19 @@ from convoy.cost.simulate import simulate
 from convoy.errors import UnknownNameError, UsageError
 from convoy.strategies.base import Batch, PartingStrategy, Plan, Problem, Program, Rank
 from convoy.strategies.parted_state import PartedState, train_in_parts
-from convoy.strategies.passes import layers_or_whole
 from convoy.strategies.pipeline_drawing import (
     draw_pipelines,
     parameters_by_place,
     seconds_by_stage,
 )
-from convoy.strategies.pipeline_orders import KINDS, Kind, micro_batch_sizes, passes, takes_turns
-from convoy.strategies.pipeline_stages import Asked, Division, Stage, divisions
+from convoy.strategies.pipeline_orders import KINDS, Kind, micro_batch_sizes, takes_turns
+from convoy.strategies.pipeline_stages import (
+    Asked,
+    Division,
+    Stage,
+    activations_by_place,
+    divisions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,25 +211,14 @@ class PipelineParallel(PartingStrategy):
     def activations(self, plan: Plan) -> tuple[int, ...]:
         """A stage's maps of the micro-batches under way, and all that travels in a step."""
         assert isinstance(plan, PipelinePlan)
-        network, depth = plan.problem.network, plan.depth
-        of = {layer.name: layer.activations for layer in layers_or_whole(network)}
-        maps = [sum(of[name] for name in stage.layers) for stage in plan.stages]
-        cuts = [stage.cut for stage in plan.stages]
-        peaks = []
-        for rank in range(len(plan.shares)):
-            place, batch = rank % depth, plan.shares[rank - rank % depth]
-            sizes = micro_batch_sizes(network, batch, plan.micro_batches)
-            held, peak = 0, 0
-            for phase, stage, number in passes(
-                plan.kind, place, depth, plan.stages_per_device, len(sizes)
-            ):
-                held += maps[stage] * sizes[number] * (1 if phase == "forward" else -1)
-                peak = max(peak, held)
-            own = range(place, len(plan.stages), depth)
-            ends = [cuts[at] for stage in own for at in (stage - 1, stage) if at >= 0]
-            moved = sum(cut.elements * (1 + cut.gradient) for cut in ends if cut)
-            peaks.append(peak + batch * moved)
-        return tuple(peaks)
+        network = plan.problem.network
+        by_pipeline = (
+            activations_by_place(
+                network, plan.stages, plan.depth, samples, plan.micro_batches, plan.kind
+            )
+            for samples in plan.shares[:: plan.depth]
+        )
+        return tuple(peak for peaks in by_pipeline for peak in peaks)
 
     def parameters(self, plan: Plan) -> tuple[int, ...]:
         """Those of each device's stages."""

@@ -13,7 +13,12 @@ from convoy.strategies.base import Problem, Worker
 from convoy.strategies.passes import layers_or_whole
 from convoy.strategies.pipeline_costs import costs_of, work_of
 from convoy.strategies.pipeline_loops import best_loop
-from convoy.strategies.pipeline_orders import most_micro_batches
+from convoy.strategies.pipeline_orders import (
+    Kind,
+    micro_batch_sizes,
+    most_micro_batches,
+    passes,
+)
 from convoy.strategies.pipeline_partition import Partition, best_partition
 from convoy.strategies.shares import share_of_each
 
@@ -79,14 +84,19 @@ def divisions(problem: Problem, asked: Asked) -> Iterator[Division]:
             weights = [sum(speeds[i] for i in team) for team in teams]
             shares = share_of_each(problem.batch_size, weights)
             workers = [tuple(problem.workers[i] for i in team) for team in teams]
-            yield from _divisions(problem, asked, workers, tuple(shares))
+            yield from divisions_among(problem, asked, workers, tuple(shares))
         if problem.world is None:
             return
 
 
-def _divisions(
+def divisions_among(
     problem: Problem, asked: Asked, teams: Sequence[tuple[Worker, ...]], shares: tuple[int, ...]
 ) -> Iterator[Division]:
+    """Those that seem best for these pipelines, with these samples of a step.
+
+    Raises:
+        UsageError: the network cannot be cut into so many stages.
+    """
     network, depth = problem.network, len(teams[0])
     parts = [
         replace(problem, workers=team, batch_size=share)
@@ -242,3 +252,30 @@ def _partitions(
     for each in several:
         loops = (best_loop(costs, order, each, number) for order in orders)
         yield single if each == 1 else min(loops, key=lambda partition: partition.seconds)
+
+
+def activations_by_place(
+    network: NetworkFacts,
+    stages: Sequence[Stage],
+    depth: int,
+    samples: int,
+    micro_batches: int,
+    kind: Kind,
+) -> tuple[int, ...]:
+    """What each device of a pipeline holds at most: the maps of its stages, of the micro-batches
+    under way, and all that travels in a step."""
+    of = {layer.name: layer.activations for layer in layers_or_whole(network)}
+    maps = [sum(of[name] for name in stage.layers) for stage in stages]
+    cuts = [stage.cut for stage in stages]
+    sizes = micro_batch_sizes(network, samples, micro_batches)
+    peaks = []
+    for place in range(depth):
+        held, peak = 0, 0
+        for phase, stage, number in passes(kind, place, depth, len(stages) // depth, len(sizes)):
+            held += maps[stage] * sizes[number] * (1 if phase == "forward" else -1)
+            peak = max(peak, held)
+        own = range(place, len(stages), depth)
+        ends = [cuts[at] for stage in own for at in (stage - 1, stage) if at >= 0]
+        moved = sum(cut.elements * (1 + cut.gradient) for cut in ends if cut)
+        peaks.append(peak + samples * moved)
+    return tuple(peaks)

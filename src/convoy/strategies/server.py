@@ -13,7 +13,26 @@ from typing import Protocol
 
 from torch import Tensor
 
+from convoy.strategies.parameter_shards import Shard
 from convoy.strategies.push_codec import Wire
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerLayout:
+    """Which server holds which parameters; see `server_layout.py`."""
+
+    homes: tuple[int, ...]
+    """By shard: the rank on whose machine it is."""
+    pieces: tuple[Shard, ...]
+    """By shard: what it holds."""
+    places: tuple[int, ...]
+    """By shard: which device of every replica talks to it."""
+    team: int = 1
+    """Devices of each replica: rank r `team` + d is device d of replica r."""
+
+    def shards_of(self, place: int) -> tuple[int, ...]:
+        """Those that the device in this place of its replica talks to."""
+        return tuple(shard for shard, of in enumerate(self.places) if of == place)
 
 
 @dataclass(frozen=True, kw_only=True)

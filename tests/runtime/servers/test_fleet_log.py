@@ -75,10 +75,12 @@ def record(step: int, rank: int = 0, **changes: Any) -> Event:
         "step": step,
         "rank": rank,
         "replica": rank,
+        "position": 0,
         "machine": f"m{rank}",
         "generation": 1,
         "first": 0,
         "samples": 4,
+        "step_samples": 4,
         "wall_s": 1.0,
         "compute_s": 0.7,
         "blocked_s": 0.3,
@@ -89,7 +91,7 @@ def record(step: int, rank: int = 0, **changes: Any) -> Event:
         "loss": 2.0,
         "time": 1000.0 + step,
         "staleness": 0,
-        "versions": [(0, step + 1), (0, 2 * step)],
+        "versions": {0: (0, step + 1), 1: (0, 2 * step)},
     }
     return ("record", values | changes)
 
@@ -126,17 +128,19 @@ def test_staleness_is_counted_by_pushes(log: FleetLog) -> None:
 
 
 def test_samples_that_were_used_again_are_counted(log: FleetLog) -> None:
-    log.take([record(0), record(1, 1, samples=3), record(0, 1)])
-    log.take([record(1, samples=3)])
+    log.take([record(0), record(1, 1, samples=3, step_samples=3), record(0, 1)])
+    log.take([record(1, samples=3, step_samples=3)])
     tally = log.tally
     assert (tally.steps, tally.samples, tally.repeated) == (4, 14, 7)
     assert tally.by_rank == {0: 7, 1: 7}
 
 
 def test_the_newest_version_of_each_shard_is_known(log: FleetLog) -> None:
-    log.take([record(0, versions=[(0, 3), (0, 9)]), record(1, versions=[(0, 5), (0, 2)])])
+    log.take(
+        [record(0, versions={0: (0, 3), 1: (0, 9)}), record(1, versions={0: (0, 5), 1: (0, 2)})]
+    )
     assert log.versions == {0: (0, 5), 1: (0, 9)}
-    log.take([record(2, versions=[(1, 2), (0, 8)])])  # the first has been started again
+    log.take([record(2, versions={0: (1, 2), 1: (0, 8)})])  # the first has been started again
     assert log.versions == {0: (1, 2), 1: (0, 9)}
 
 
@@ -266,3 +270,14 @@ def test_warming_up_and_the_last_ones_alone_do_not_count() -> None:
 def test_there_is_no_pace_of_too_few_steps(ends: list[tuple[float, int]]) -> None:
     found = pace_of(rows(ends), warm_up=0)
     assert found == {"images_per_s": None, "step_s": {"median": None, "p90": None}}
+
+
+def test_a_step_of_a_replica_of_two_devices_is_one(log: FleetLog, tmp_path: Path) -> None:
+    second = {"position": 1, "samples": 0, "loss": None, "staleness": 3}
+    log.take([record(0), record(0, 1, **second), record(1, **{"staleness": 1})])
+    tally = log.tally
+    assert (tally.steps, tally.samples, tally.repeated) == (2, 8, 0)
+    assert tally.by_rank == {0: 8, 1: 4}
+    assert tally.staleness == {0: 1, 1: 1}
+    log.flush()
+    assert [row["position"] for row in rows_in(log.folder.steps)] == [0, 1, 0]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from convoy.runtime.optimization import make_optimizer
 from convoy.runtime.servers.whole import (
     average_buffers,
-    broken,
     network_in,
     parts_of,
     whole_of,
@@ -131,20 +130,25 @@ def test_buffers_are_averaged_by_weight_and_counts_are_the_largest() -> None:
         ({"mean": torch.tensor([1.0, 2.0]), "count": torch.tensor(3)}, 1.0),
         ({"mean": torch.tensor([5.0, 6.0]), "count": torch.tensor(8)}, 3.0),
     ]
-    found = average_buffers(known, ["mean", "count"])
+    found = average_buffers(known)
     assert found["mean"].tolist() == [4.0, 5.0]
     assert found["count"].item() == 8
     assert found["count"].dtype == torch.int64
-    assert average_buffers(known, ["mean"]).keys() == {"mean"}
     assert known[0][0]["mean"].tolist() == [1.0, 2.0]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_the_first_tensor_that_is_not_finite_is_named(value: float) -> None:
-    tensors = {"a": torch.ones(2), "count": torch.tensor(1), "b": torch.ones(2), "c": torch.ones(1)}
-    assert broken(tensors) is None
-    tensors["b"][1] = tensors["c"][0] = value
-    assert broken(tensors) == "b"
+def test_buffers_that_a_device_does_not_have_are_those_of_the_others() -> None:
+    known = [
+        ({"mean": torch.tensor([1.0]), "count": torch.tensor(3)}, 1.0),
+        ({"other": torch.tensor([7.0])}, 1.0),
+        ({"mean": torch.tensor([5.0])}, 1.0),
+    ]
+    found = average_buffers(known)
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        "mean": [3.0],
+        "count": 3,
+        "other": [7.0],
+    }
 
 
 def test_the_network_in_a_state() -> None:

@@ -43,7 +43,7 @@ class Tally:
     staleness: Counter[int] = field(default_factory=Counter)
     """Pushes by how many versions they were behind."""
     by_rank: Counter[int] = field(default_factory=Counter)
-    """Samples."""
+    """Samples of the steps that it had a part in."""
 
 
 class FleetLog:
@@ -68,7 +68,7 @@ class FleetLog:
         self.layout: str | None = None
         self.evaluation: tuple[int, float, float] | None = None
         self.test_samples = test_samples
-        self._order, self._num_steps = order, num_steps
+        self._order, self.num_steps = order, num_steps
         self._observer, self._timeline = observer, timeline
         drop_unfinished(folder.steps)
         self._file = folder.steps.open("a", encoding="utf-8")
@@ -110,7 +110,9 @@ class FleetLog:
         steps: list[StepSummary] = []
         for kind, content in events:
             if kind == "record":
-                steps.append(self._record(dict(content)))
+                row = self._record(dict(content))
+                if not row["position"]:  # of the others of its replica the step is the same
+                    steps.append(self._summed_up(row))
             elif kind == "layout":
                 self.layout = self.layout or content["layout"]
             elif kind == "evaluation":
@@ -147,29 +149,34 @@ class FleetLog:
         except OSError as error:
             raise self._full(error) from None
 
-    def _record(self, row: dict[str, Any]) -> StepSummary:
-        for shard, version in enumerate(row.pop("versions")):
+    def _record(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write a line; what is in it besides what the replica reported follows from it."""
+        for shard, version in row.pop("versions").items():
             self.versions[shard] = max(self.versions.get(shard, (0, 0)), tuple(version))
+        self.tally.by_rank[row["rank"]] += row.pop("step_samples")
         row["epoch"] = self._order.epoch_of(row["step"])
         row["time"] = row["time"] - self._skew.get(row["rank"], 0.0)
         row["wait_s"] = min(row["blocked_s"], row.pop("held_s") or 0.0)
         row["comm_s"] = row.pop("blocked_s") - row["wait_s"]
         for key in ("sent_to", "received_from"):
             row[key] = {str(rank): size for rank, size in row[key].items()}
-        tally = self.tally
-        tally.steps += 1
-        tally.samples += row["samples"]
-        tally.by_rank[row["rank"]] += row["samples"]
-        if row["step"] in self._seen:
-            tally.repeated += row["samples"]
-        self._seen.add(row["step"])
-        if row["staleness"] is not None:
-            tally.staleness[row["staleness"]] += 1
         self.rows.append(row)
         try:
             self._file.write(json.dumps(finite(row)) + "\n")
         except OSError as error:
             raise self._full(error) from None
+        return row
+
+    def _summed_up(self, row: dict[str, Any]) -> StepSummary:
+        """A step in the tally, and as it is shown."""
+        tally = self.tally
+        tally.steps += 1
+        tally.samples += row["samples"]
+        if row["step"] in self._seen:
+            tally.repeated += row["samples"]
+        self._seen.add(row["step"])
+        if row["staleness"] is not None:
+            tally.staleness[row["staleness"]] += 1
         self._timeline.mark("first step")
         self._ends.append(row["time"])
         summary = summarise([row])
@@ -178,7 +185,7 @@ class FleetLog:
         shown = StepSummary(
             **(vars(summary) | {"step": len(self._seen) - 1, "wall_s": pace})  # in any order
         )
-        self._observer.stepped(shown, self._num_steps)
+        self._observer.stepped(shown, self.num_steps)
         return shown
 
     def _append(self, path: Any, row: Mapping[str, Any]) -> None:

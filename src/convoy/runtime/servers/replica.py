@@ -1,8 +1,10 @@
 """What a replica does around its strategy's program: leases, batches, times, reports.
 
-for each lease:   its steps ─▶ batches ─▶ strategy.run ─▶ pushes ─▶ answers ─▶ records
-                  or: judge the network as it is
-                  or: rest until there is something to do
+for each command:   step   ─▶ batch ─▶ strategy.run ─▶ pushes ─▶ answers ─▶ record
+                    judge  ─▶ the network as it is
+                    pause, fetch, end
+
+A replica of several devices does so on each of them, with the shards of its own part.
 """
 
 from __future__ import annotations
@@ -10,28 +12,31 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from convoy.comm import Comm
+from convoy import state
+from convoy.comm import Comm, PeerLostError
 from convoy.errors import DivergedError
-from convoy.runtime.evaluation import evaluate
 from convoy.runtime.events import EventSink
 from convoy.runtime.formation import Outcome
 from convoy.runtime.layout import set_layout
-from convoy.runtime.servers.client import Exchange, ShardClient
-from convoy.runtime.servers.coordinator import Lease
+from convoy.runtime.servers.client import ShardClient
+from convoy.runtime.servers.commands import Command, asked, told
+from convoy.runtime.servers.noting import Begun, Noting
 from convoy.runtime.training import Trainee
 from convoy.state import Tensors
 from convoy.strategies import Batch, Pending, Plan, Rank
-from convoy.strategies.parameter_shards import Shard
-from convoy.strategies.server import Push, ServerTerms
+from convoy.strategies.base import Parts
+from convoy.strategies.server import ServerLayout, ServerTerms
+from convoy.strategies.shares import cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +45,14 @@ class ReplicaOrders:
 
     replica: int
     """Its number in this run; one that is started again has a new one."""
-    rank: int
-    """Of its place in the plan."""
+    ranks: tuple[int, ...]
+    """By device of this replica: the rank of its place in the plan."""
+    position: int
+    """Which of these devices this is."""
     machine: str
     generation: int
     plan: Plan
-    pieces: tuple[Shard, ...]
-    """By shard: what it holds."""
+    layout: ServerLayout
     terms: ServerTerms
     session: str
     endpoints: tuple[str, ...]
@@ -54,70 +60,103 @@ class ReplicaOrders:
     incarnations: tuple[int, ...]
     coordinator: Any
 
-
-@dataclass(kw_only=True)
-class Begun:
-    """A step that is not reported yet."""
-
-    step: int
-    record: dict[str, Any] | None = None
-    """Once it has been computed."""
-    exchange: Exchange | None = None
-    """What went to the shards at its end, and is to come back."""
-    push: Exchange | None = None
-    """What its gradient went with: the same, or a later step's."""
-
     @property
-    def is_complete(self) -> bool:
-        """Whether the shards have what came of it."""
-        if self.record is None or self.push is None or not self.push.is_answered:
-            return False
-        return self.exchange is None or self.exchange.is_answered
+    def shards(self) -> tuple[int, ...]:
+        """Those that this device talks to."""
+        return self.layout.shards_of(self.position)
 
 
 class Replica:
     """One device's part in asynchronous training."""
 
     def __init__(
-        self, trainee: Trainee, orders: ReplicaOrders, tensors: Tensors, sink: EventSink
+        self,
+        trainee: Trainee,
+        orders: ReplicaOrders,
+        tensors: Tensors,
+        sink: EventSink,
+        store: dist.Store | None = None,
     ) -> None:
-        """Begin with `tensors`, the network's state dict; what shards hold is fetched anew."""
+        """Begin with `tensors`, the network's state dict; what shards hold is fetched anew.
+
+        Args:
+            store: where the devices of this replica meet, if there are several.
+        """
         trainee.model.load_state_dict(tensors)
-        self._trainee, self._orders, self._sink = trainee, orders, sink
+        self._trainee, self._orders, self._sink, self._store = trainee, orders, sink, store
         self._begun: deque[Begun] = deque()
         self._began_s = 0.0
         self._layout = "contiguous"
+        self._comm = Comm(rank=0, world_size=1)
+        self._rank: Rank | None = None
+        self._last_buffers: Tensors | None = None
+        shards, layout = orders.shards, orders.layout
+
+        def look_up() -> tuple[list[str], list[int]]:
+            endpoints, incarnations = ray.get(orders.coordinator.shards.remote())
+            return [endpoints[i] for i in shards], [incarnations[i] for i in shards]
+
         self._server = ShardClient(
             replica=orders.replica,
-            look_up=lambda: ray.get(orders.coordinator.shards.remote()),
+            look_up=look_up,
             session=orders.session,
-            endpoints=orders.endpoints,
-            incarnations=orders.incarnations,
-            homes=orders.plan.homes,
-            pieces=orders.pieces,
+            endpoints=[orders.endpoints[i] for i in shards],
+            incarnations=[orders.incarnations[i] for i in shards],
+            homes=[layout.homes[i] for i in shards],
+            pieces=[layout.pieces[i] for i in shards],
             wire=orders.terms.wire,
             model=trainee.model,
             depth=orders.terms.depth,
         )
 
     def run(self) -> Outcome:
-        """Train until nothing is left to do.
+        """Train until nothing is left to do, or another device of this replica is lost.
 
         Raises:
             DivergedError: this replica's loss is not finite.
         """
         with contextlib.closing(self._server):
-            return self._run()
+            try:
+                self._comm = self._join()
+                self._train()
+            except PeerLostError as lost:
+                return Outcome(kind="peer lost", step=None, detail=str(lost))
+            finally:
+                self._comm.close()
+        return Outcome(kind="finished", step=None)
 
-    def _run(self) -> Outcome:
-        trainee, orders = self._trainee, self._orders
+    def buffers(self) -> Tensors:
+        """This device's buffers of the network, as they are now, on the host."""
+        if self._last_buffers is not None:
+            return self._last_buffers
+        parts = self._parts
+        if parts is None and len(self._orders.ranks) > 1:
+            return {}  # not begun yet, or about to end without an end
+        buffers = dict(self._trainee.model.named_buffers())
+        own = {n: b for n, b in buffers.items() if parts is None or n in parts.own}
+        copied = state.copy_of(own, "cpu")
+        return copied if self._parts is parts else {}
+
+    def _join(self) -> Comm:
+        orders, store = self._orders, self._store
+        return Comm(
+            rank=orders.position,
+            world_size=len(orders.ranks),
+            store=store and dist.PrefixStore(f"replica-{orders.replica}", store),
+            timeout_s=self._trainee.job.settings.timeout_s,
+        )
+
+    def _train(self) -> None:
+        trainee, orders, comm = self._trainee, self._orders, self._comm
         torch.set_num_threads(trainee.num_threads)
-        self._layout = trainee.choose_layout(orders.plan.problem.batch_size)
+        self._layout = trainee.choose_layout(
+            orders.plan.problem.batch_size, lambda times: comm.maximum(times, torch.device("cpu"))
+        )
         set_layout(trainee.model, self._layout)
         self._sink.layout(self._layout)
         self._server.fetch()
-        rank = Rank(
-            comm=Comm(rank=0, world_size=1),
+        self._rank = rank = Rank(
+            comm=comm,
             plan=orders.plan,
             device=trainee.device,
             model=trainee.model,
@@ -133,64 +172,79 @@ class Replica:
             evaluate=_not_here,
             regroups=_not_here,
             pending=Pending(),
-            server=_Noting(self._server, self._begun),
+            server=Noting(self._server, self._begun),
         )
         with contextlib.closing(trainee.job.decided.run(rank)) as program:
             for completed in program:
                 self._note(completed.batch, completed.loss_sum)
         self._report()
         self._server.rest()
-        return Outcome(kind="finished", step=None)
 
     def _batches(self) -> Iterator[Batch]:
-        while True:
-            lease = self._lease()
-            if lease.ends:
-                return
-            self._server.depth = 0 if lease.alone else self._orders.terms.depth
-            if lease.evaluates is not None:
-                self._judge(lease.evaluates)
-                continue
-            for position, step in enumerate(lease.steps):
-                self._began_s, self._server.blocked_s = time.perf_counter(), 0.0
-                self._begun.append(Begun(step=step))
-                yield self._trainee.whole_batch(
-                    step, self._layout, ends_lease=position + 1 == len(lease.steps)
-                )
+        orders, own = self._orders, None
+        if orders.position == 0:
+            patience_s = self._trainee.job.settings.timeout_s / 4
+            own = asked(orders.coordinator, orders.replica, patience_s)
+        for command in told(self._comm, own):
+            if command.kind == "step":
+                yield self._begin(command)
+            elif command.kind == "pause":
+                self._pause()
+            elif command.kind == "fetch":
+                self._server.fetch()
+            elif command.kind == "judge":
+                self._judge(command.step)
+        self._last_buffers = self._final_buffers()
 
-    def _lease(self) -> Lease:
-        coordinator, replica = self._orders.coordinator, self._orders.replica
-        lease: Lease | None = ray.get(coordinator.lease.remote(replica))
-        if lease is not None and not lease.ends:
-            return lease
+    def _begin(self, command: Command) -> Batch:
+        orders = self._orders
+        self._server.depth = 0 if command.alone else orders.terms.depth
+        self._began_s, self._server.blocked_s = time.perf_counter(), 0.0
+        self._comm.take()  # what came between steps is of none
+        self._begun.append(Begun(step=command.step))
+        return self._trainee.whole_batch(
+            command.step,
+            self._layout,
+            ends_lease=command.ends_lease,
+            place=orders.position,
+            team=len(orders.ranks),
+        )
+
+    def _pause(self) -> None:
         self._server.finish()
         self._report()
-        if lease is None:
-            if self._orders.terms.bound is not None:  # somebody may wait for it
-                self._server.rest()
-            lease = ray.get(coordinator.wait_for_lease.remote(replica))
-            if not lease.ends:
-                self._server.fetch()  # others have gone on meanwhile
-        return lease
+        if self._orders.terms.bound is not None:  # somebody may wait for it
+            self._server.rest()
+
+    @property
+    def _parts(self) -> Parts | None:
+        return self._rank.parts if self._rank else None
+
+    def _whole(self) -> contextlib.AbstractContextManager[None]:
+        """Within it this device has all of the network."""
+        return self._parts.whole() if self._parts is not None else contextlib.nullcontext()
+
+    def _final_buffers(self) -> Tensors:
+        with self._whole():
+            return state.copy_of(dict(self._trainee.model.named_buffers()), "cpu")
 
     def _judge(self, step: int) -> None:
+        """Judge the newest weights, each device on a part of the test set."""
         self._server.finish()
         self._server.fetch()
-        trainee = self._trainee
-        sums = evaluate(
-            trainee.model,
-            trainee.data,
-            range(len(trainee.data.test)),
-            device=trainee.device,
-            dtype=trainee.dtype,
-            layout=self._layout,
-            autocast=trainee.autocast,
-        )
-        self._sink.evaluation(
-            {"step": step, "correct": sums.correct, "loss_sum": sums.loss_sum}
-            | {"samples": sums.samples}
-        )
-        ray.get(self._orders.coordinator.judged.remote(self._orders.replica))
+        trainee, comm = self._trainee, self._comm
+        counts = cut(len(trainee.data.test), [1] * comm.world_size)
+        first = sum(counts[: comm.rank])
+        with self._whole():
+            sums = trainee.evaluation(range(first, first + counts[comm.rank]), self._layout)
+        found = torch.tensor([sums.correct, sums.loss_sum, sums.samples], dtype=torch.float64)
+        comm.all_reduce(found)
+        if self._orders.position == 0:
+            correct, loss_sum, samples = found.tolist()
+            self._sink.evaluation(
+                {"step": step, "correct": correct, "loss_sum": loss_sum, "samples": samples}
+            )
+            ray.get(self._orders.coordinator.judged.remote(self._orders.replica))
 
     def _learning_rate(self, batch: Batch, loss_sum: Tensor) -> float:
         loss = float(loss_sum.detach())
@@ -204,20 +258,24 @@ class Replica:
 
     def _note(self, batch: Batch, loss_sum: Tensor) -> None:
         """A step is computed; its record goes out once the shards have what came of it."""
-        wall_s, blocked_s = time.perf_counter() - self._began_s, self._server.blocked_s
-        orders = self._orders
-        self._begun[-1].record = {
+        orders, begun, traffic = self._orders, self._begun[-1], self._comm.take()
+        wall_s = time.perf_counter() - self._began_s
+        blocked_s = self._server.blocked_s + traffic.blocked_s
+        begun.traffic = traffic
+        begun.record = {
             "step": batch.step,
-            "rank": orders.rank,
+            "rank": orders.ranks[orders.position],
             "replica": orders.replica,
+            "position": orders.position,
             "machine": orders.machine,
             "generation": orders.generation,
             "first": self._trainee.order.step_bounds(batch.step)[0],
             "samples": batch.samples,
+            "step_samples": batch.step_samples,
             "wall_s": wall_s,
             "compute_s": max(0.0, wall_s - blocked_s),
             "blocked_s": blocked_s,
-            "loss": float(loss_sum.detach()) / batch.samples,
+            "loss": float(loss_sum.detach()) / batch.samples if batch.samples else None,
             "time": time.time(),
         }
         self._report()
@@ -229,49 +287,28 @@ class Replica:
             record, push, exchange = begun.record, begun.push, begun.exchange
             assert record is not None
             assert push is not None
-            sent_to = dict(exchange.sent_to) if exchange else {}
+            assert begun.traffic is not None
+            ranks, among = self._orders.ranks, begun.traffic.sent_to
+            sent_to = Counter({ranks[position]: size for position, size in among.items()})
             received_from = dict(exchange.received_from) if exchange else {}
+            if exchange:
+                sent_to.update(exchange.sent_to)
             self._sink.record(
                 record
                 | {
                     "sent_bytes": sum(sent_to.values()) + sum(received_from.values()),
-                    "sent_to": sent_to,
+                    "sent_to": dict(sent_to),
                     "received_from": received_from,
                     "staleness": push.staleness if push is exchange else None,
-                    "held_s": max(answer.held_s for answer in push.answers),
-                    "versions": [
-                        (call.incarnation, answer.version)
-                        for call, answer in zip(push.calls, push.answers, strict=True)
-                    ],
+                    "held_s": max((answer.held_s for answer in push.answers), default=0.0),
+                    "versions": {
+                        shard: (call.incarnation, answer.version)
+                        for shard, call, answer in zip(
+                            self._orders.shards, push.calls, push.answers, strict=True
+                        )
+                    },
                 }
             )
-
-
-class _Noting:
-    """The server as the program sees it; steps are told what goes out for them."""
-
-    def __init__(self, server: ShardClient, begun: deque[Begun]) -> None:
-        self._server, self._begun = server, begun
-
-    def fetch(self) -> None:
-        """As the client's."""
-        self._server.fetch()
-
-    def exchange(self, push: Push | None, *, fetch: bool) -> None:
-        """As the client's; it belongs to the step that was begun last."""
-        self._server.exchange(push, fetch=fetch)
-        self._begun[-1].exchange = self._server.issued
-        if push is not None:
-            for begun in self._begun:
-                begun.push = begun.push or self._server.issued
-
-    def settle(self) -> None:
-        """As the client's."""
-        self._server.settle()
-
-    def finish(self) -> None:
-        """As the client's."""
-        self._server.finish()
 
 
 def _not_here(*_: Any) -> Any:

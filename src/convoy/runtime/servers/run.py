@@ -38,7 +38,8 @@ def run_with_servers(
     """
     open_folder(preparation)
     announce(preparation, plan, observer)
-    settings = preparation.settings
+    settings, layout = preparation.settings, plan.servers
+    assert layout is not None
     log = FleetLog(
         preparation.folder,
         preparation.order,
@@ -50,6 +51,7 @@ def run_with_servers(
     fleet = Fleet(
         job=preparation.job,
         plan=plan,
+        layout=layout,
         terms=terms,
         places=[decision.places[worker.index] for worker in plan.problem.workers],
         network=copy_of(preparation.network.to(preparation.dtype).state_dict()),
@@ -68,7 +70,7 @@ def run_with_servers(
             return _conclude(preparation, fleet, tensors, observer)
     finally:
         log.close()
-    kept = fleet.kept
+    kept = fleet.shards.kept
     observer.say(
         f"stopped; the checkpoint of step {kept.step if kept else 0} is kept. Go on with: convoy "
         f"train --resume {preparation.folder.path}"
@@ -88,9 +90,12 @@ def _conclude(
     evaluation = log.evaluation
     ranks = _rank_times(log.rows)
     machines = machines_of(fleet.plan)
+    team, portions = fleet.layout.team, fleet.plan.portions
     for rank, machine in enumerate(machines):
-        machine["share"] = tally.by_rank[rank] / max(1, tally.samples)
-    known = fleet.places[len(machines) :]
+        first = rank - rank % team
+        within = portions[rank] / sum(portions[first : first + team])  # its replica
+        machine["share"] = within * tally.by_rank[rank] / max(1, tally.samples)
+    known = fleet.replicas.places[len(machines) :]
     machines += [
         {"name": place.machine, "device": place.device, "samples": None}
         | {"share": tally.by_rank[len(machines) + i] / max(1, tally.samples)}
@@ -108,17 +113,19 @@ def _conclude(
         precision=settings.precision,
         memory_format=log.layout or settings.memory_format,
         wall_s=time.perf_counter() - preparation.begun,
-        **pace_of(log.rows, results.WARM_UP_STEPS),
+        **pace_of([row for row in log.rows if not row["position"]], results.WARM_UP_STEPS),
         sent_bytes_per_step=sum(row["sent_bytes"] for row in log.rows) / max(1, tally.steps),
         train_loss=sum(r["loss"] * r["samples"] for r in recent) / weight if weight else None,
         test_loss=evaluation[2] if evaluation else None,
         test_accuracy=evaluation[1] if evaluation else None,
         samples_seen=tally.samples,
-        reformations=len(fleet.losses),
+        reformations=len(fleet.replicas.losses),
         resumed_from_step=preparation.start.step if preparation.start else None,
         slowest=None,  # nobody waits for it
         ranks=ranks,
-        recoveries=[{"step": r["step"], "lost": r["lost"], "seconds": None} for r in fleet.losses],
+        recoveries=[
+            {"step": r["step"], "lost": r["lost"], "seconds": None} for r in fleet.replicas.losses
+        ],
         startup_s=preparation.timeline.phases(),
         servers=_servers(fleet, tally),
         predicted_step_s=predicted.step_s if predicted else None,
@@ -133,18 +140,18 @@ def _servers(fleet: Fleet, tally: Tally) -> dict[str, Any]:
     pushes = sum(tally.staleness.values())
     behind = sum(versions * count for versions, count in tally.staleness.items())
     return {
-        "shards": len(fleet.plan.homes),
-        "updates": max((facts["version"] for facts in fleet.shard_facts), default=0),
-        "apply_s": [facts["apply_s"] for facts in fleet.shard_facts],
-        "lost_updates": sum(r.lost_updates for r in fleet.restorations),
-        "restorations": [vars(restoration) for restoration in fleet.restorations],
+        "shards": len(fleet.layout.homes),
+        "updates": max((facts["version"] for facts in fleet.shards.facts), default=0),
+        "apply_s": [facts["apply_s"] for facts in fleet.shards.facts],
+        "lost_updates": sum(r.lost_updates for r in fleet.shards.restorations),
+        "restorations": [vars(restoration) for restoration in fleet.shards.restorations],
         "staleness": {
             "histogram": {str(k): tally.staleness[k] for k in sorted(tally.staleness)},
             "mean": behind / pushes if pushes else None,
             "max": max(tally.staleness, default=None),
         },
         "samples_repeated": tally.repeated,
-        "steps_leased_again": sum(loss["again"] for loss in fleet.losses),
+        "steps_leased_again": sum(loss["again"] for loss in fleet.replicas.losses),
     }
 
 

@@ -64,30 +64,22 @@ def whole_of(
     return whole | {f"model/{name}": tensor for name, tensor in weights.items()}
 
 
-def average_buffers(
-    known: Sequence[tuple[Mapping[str, Tensor], float]], names: Sequence[str]
-) -> Tensors:
-    """Replicas' buffers as one: the mean by weight, of whole numbers the largest."""
+def average_buffers(known: Sequence[tuple[Mapping[str, Tensor], float]]) -> Tensors:
+    """Replicas' buffers as one: the mean by weight, of whole numbers the largest.
+
+    Not every device has all of them.
+    """
     merged: Tensors = {}
-    total = sum(weight for _, weight in known)
-    for name in names:
-        values = [(buffers[name], weight) for buffers, weight in known]
-        first = values[0][0]
-        if first.is_floating_point():
+    for name in dict.fromkeys(name for buffers, _ in known for name in buffers):
+        values = [(buffers[name], weight) for buffers, weight in known if name in buffers]
+        first, total = values[0][0], sum(weight for _, weight in values)
+        if not first.is_floating_point():
+            merged[name] = torch.stack([value for value, _ in values]).max(dim=0).values
+        elif total:
             merged[name] = sum(
                 (value * (weight / total) for value, weight in values), torch.zeros_like(first)
             )
-        else:
-            merged[name] = torch.stack([value for value, _ in values]).max(dim=0).values
     return merged
-
-
-def broken(tensors: Mapping[str, Tensor]) -> str | None:
-    """The first tensor that holds something that is no finite number."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            return name
-    return None
 
 
 def network_in(tensors: Mapping[str, Tensor]) -> Tensors:

@@ -1,0 +1,275 @@
+"""The driver's side of all replicas: hired, launched, heard of, replaced when they die.
+
+hire ──▶ bench, until there are enough for a replica ──▶ at work ──▶ resting: nothing is left
+ ▲                              ▲                            │
+ │                              └── its other devices ◀── one is lost
+ └──────── a process is started again in its place ◀─────────┘
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+
+from convoy.runtime.events import Event
+from convoy.runtime.formation import Job
+from convoy.runtime.member_handle import GONE, MemberHandle, dismiss, fetch, hire
+from convoy.runtime.observer import Observer
+from convoy.runtime.placement import Place, threads_at
+from convoy.runtime.pool import Pool
+from convoy.runtime.recruits import Recruits
+from convoy.runtime.servers.fleet_log import FleetLog
+from convoy.runtime.servers.judging import judge
+from convoy.runtime.servers.replica import ReplicaOrders
+from convoy.runtime.servers.shard_keeper import ANSWER_S, START_S, ShardKeeper
+from convoy.runtime.servers.teams import Bench, Team
+from convoy.runtime.servers.whole import average_buffers
+from convoy.state import Tensors
+from convoy.strategies import Plan
+from convoy.strategies.server import ServerLayout, ServerTerms
+
+POLL_S = 0.2
+
+
+@dataclass
+class ReplicaKeeper:
+    """Has the replicas of one run."""
+
+    job: Job
+    plan: Plan
+    layout: ServerLayout
+    terms: ServerTerms
+    places: Sequence[Place]
+    """By rank of the plan; those that come later are added."""
+    network: Tensors
+    """State dict as known here: before the first step, and whatever no shard holds since."""
+    log: FleetLog
+    observer: Observer
+    pool: Pool
+    generation: int
+    find_places: Callable[[], Sequence[Place]]
+    """Places on all machines that there are now, for those that come later."""
+    shards: ShardKeeper
+    coordinator: Any
+    losses: list[dict[str, Any]] = field(default_factory=list)
+    """Replicas that died: {"step", "lost", "again"}: `again` steps were leased once more."""
+    teams: dict[int, Team] = field(default_factory=dict)
+    """At work, by replica."""
+    resting: list[MemberHandle] = field(default_factory=list)
+    """Those that have found nothing left to do."""
+    recruits: Recruits = field(init=False)
+    _bench: Bench = field(init=False)
+    _next_replica: int = 0
+    _reported: dict[tuple[int, int], list[float]] = field(default_factory=lambda: defaultdict(list))
+    """By replica and step: seconds that its devices took, of those whose records have come."""
+    _job_reference: Any = None
+
+    def __post_init__(self) -> None:
+        self._job_reference = ray.put(self.job)
+        self.recruits = Recruits(self.observer, self.hire)
+        self._bench = Bench(size=self.layout.team, position_of=self._position_of)
+
+    @property
+    def at_work(self) -> list[MemberHandle]:
+        """Members of all replicas."""
+        return [member for team in self.teams.values() for member in team.members]
+
+    @property
+    def calls(self) -> list[Any]:
+        """What ends when somebody's part does."""
+        return [member.call for member in self.at_work if member.outcome is None]
+
+    def hire(self, place: Place) -> MemberHandle:
+        """A process at `place`, which prepares in the background."""
+        num_threads = threads_at(place, self.places, self.job.settings)
+        return hire(place, num_threads, self._job_reference, self.pool)
+
+    def welcome(self, ready: Sequence[MemberHandle]) -> None:
+        """Those who are ready begin, as soon as they are enough for a replica."""
+        self._bench.members += ready
+        teams = self._bench.take_teams()
+        if self._next_replica and teams:
+            names = ", ".join(member.place.machine for team in teams for member in team)
+            self.observer.say(f"{names} joins at step {self.progress()[0]}")
+        self._launch(teams)
+
+    def _launch(self, teams: Sequence[Sequence[MemberHandle]]) -> None:
+        """Let replicas begin. All are known everywhere before any does its first step."""
+        if not teams:
+            return
+        numbers = [self._next_replica + i for i in range(len(teams))]
+        self._next_replica += len(teams)
+        if self.terms.bound is not None:
+            self.shards.join(numbers)
+        ray.get([self.coordinator.join.remote(number) for number in numbers], timeout=START_S)
+        endpoints, incarnations = self.shards.where()
+        tensors = ray.put(self.current_network())
+        for number, members in zip(numbers, teams, strict=True):
+            meeting = self._meeting(members) if len(members) > 1 else ()
+            for position, member in enumerate(members):
+                orders = ReplicaOrders(
+                    replica=number,
+                    ranks=tuple(self._rank_of(m.place) for m in members),
+                    position=position,
+                    machine=member.place.machine,
+                    generation=self.generation,
+                    plan=self.plan,
+                    layout=self.layout,
+                    terms=self.terms,
+                    session=self.shards.session,
+                    endpoints=tuple(endpoints),
+                    incarnations=tuple(incarnations),
+                    coordinator=self.coordinator,
+                )
+                member.outcome = None
+                member.call = member.actor.replicate.remote(orders, tensors, *meeting)
+            self.teams[number] = Team(number=number, members=[*members])
+
+    @staticmethod
+    def _meeting(members: Sequence[MemberHandle]) -> tuple[str, int | None]:
+        """Where the devices of a replica meet; no port if the first is dead, as will be noticed."""
+        first = members[0]
+        with contextlib.suppress(*GONE, GetTimeoutError):
+            return first.place.address, ray.get(first.actor.open_store.remote(), timeout=ANSWER_S)
+        return first.place.address, None
+
+    def _rank_of(self, place: Place) -> int:
+        return [known.index for known in self.places].index(place.index)
+
+    def _position_of(self, member: MemberHandle) -> int:
+        return self._rank_of(member.place) % self.layout.team
+
+    def current_network(self) -> Tensors:
+        """The network as it is known here, with the mean of the replicas' buffers."""
+        trained = {name for name, _ in self.plan.problem.network.shapes}
+        if all(name in trained for name in self.network):
+            return self.network
+        members = [*self.at_work, *self.resting]
+        found = []
+        for member, call in [(m, m.actor.buffers.remote()) for m in members]:
+            samples = self.log.tally.by_rank[self._rank_of(member.place)]
+            with contextlib.suppress(*GONE, GetTimeoutError):
+                found.append((ray.get(call, timeout=ANSWER_S), float(samples)))
+        known = average_buffers([(buffers, n) for buffers, n in found if n])
+        self.network |= {name: known[name] for name in known if name in self.network}
+        return self.network
+
+    def drain(self) -> None:
+        """Take what replicas have reported."""
+        members = self.at_work
+        events = fetch(members)
+        if any(kind == "record" for kind, _ in events):
+            self.recruits.note_step(members)
+        self.take(events)
+        for member in members:
+            if self.log.wants_clock(rank := self._rank_of(member.place)):
+                asked = time.time()
+                with contextlib.suppress(*GONE, GetTimeoutError):
+                    said = ray.get(member.actor.clock.remote(), timeout=POLL_S)
+                    self.log.clock(rank, member.place.machine, asked, said, time.time())
+
+    def take(self, events: Sequence[Event]) -> None:
+        """Keep what replicas report; a step is done once its records are here, and cannot be lost.
+
+        There is one of each device of the replica.
+        """
+        self.log.take(events)
+        done: dict[int, list[tuple[int, float]]] = {}
+        for kind, content in events:
+            if kind != "record":
+                continue
+            replica, step = content["replica"], content["step"]
+            reported = self._reported[replica, step]
+            reported.append(content["wall_s"])
+            if len(reported) == self.layout.team:
+                done.setdefault(replica, []).append((step, max(reported)))
+                del self._reported[replica, step]
+        for replica, steps in done.items():
+            seconds = sum(wall_s for _, wall_s in steps)
+            self.coordinator.done.remote(replica, [step for step, _ in steps], seconds)
+
+    def collect(self, done: Sequence[Any], *, stopping: bool) -> None:
+        """Parts of replicas have ended whose calls are `done`: as they should, or otherwise.
+
+        Args:
+            stopping: whoever is lost is not replaced any more.
+
+        Raises:
+            ConvoyError: what a replica raised.
+        """
+        for team in list(self.teams.values()):
+            team.collect(done)
+            if team.is_lost:
+                self._mourn(team, stopping=stopping)
+            elif team.has_finished:
+                self.take(fetch(team.members))
+                del self.teams[team.number]
+                self.resting += team.members
+
+    def _mourn(self, team: Team, *, stopping: bool) -> None:
+        """A replica is lost: nobody waits for it, and others do what it was doing."""
+        self.shards.forget(team.number)
+        left, gone = team.part()
+        self.take(fetch(left))
+        del self.teams[team.number]
+        for key in [key for key in self._reported if key[0] == team.number]:
+            del self._reported[key]
+        back = ray.get(self.coordinator.forget.remote(team.number), timeout=ANSWER_S)
+        lost = [member.place.machine for member in gone or left]
+        self.losses.append({"step": self.progress()[0], "lost": lost, "again": len(back)})
+        others = f", and {', '.join(m.place.machine for m in left)} with it" if left else ""
+        self.observer.say(
+            f"{', '.join(lost)} lost its replica{others if gone else ''}; of its steps {len(back)} "
+            "are leased again",
+            "warning",
+        )
+        if stopping:
+            self._bench.members += left
+            return
+        for member in gone:
+            self.recruits.replace(member)
+        self.welcome(left)
+
+    def look_for_machines(self) -> None:
+        """Machines that have come since, or have come back, get a replica."""
+        nodes = {place.node_id for place in self.places}
+        for found in self.find_places():
+            if found.node_id in nodes:
+                continue
+            former = [p.index for p in self.places if p.machine == found.machine]
+            index = former[0] if former else 1 + max(p.index for p in self.places)
+            place = replace(found, index=index)
+            kept = [place if p.index == index else p for p in self.places]
+            self.places = kept if former else [*kept, place]
+            self.recruits.members.append(self.hire(place))
+
+    def judge(self, tensors: Tensors) -> bool:
+        """Judge the trained network, by those who are still there; False if nobody is."""
+        members = [*self.resting, *self._bench.members]
+        weights = [self.log.tally.by_rank[self._rank_of(m.place)] for m in members]
+        sums, left = judge(tensors, members, weights, self.log.test_samples)
+        self.resting, self._bench.members = left, []
+        if sums["samples"] < self.log.test_samples:
+            return False
+        self.log.evaluated(self.log.num_steps - 1, sums)
+        return True
+
+    def end(self) -> None:
+        """Give back those who rest, and end the others."""
+        dismiss(self.resting, self.pool, reusable=True)
+        unfinished = [*self.at_work, *self._bench.members, *self.recruits.members]
+        dismiss(unfinished, self.pool, reusable=False)
+
+    def progress(self) -> tuple[int, tuple[int, ...]]:
+        """All steps before the first figure are done; and those beyond it that are, too."""
+        found: tuple[int, tuple[int, ...]] = ray.get(
+            self.coordinator.progress.remote(), timeout=ANSWER_S
+        )
+        return found

@@ -1,0 +1,257 @@
+"""The driver's side of all shards: started, told of, restored when one dies, and kept on disk.
+
+start ──▶ serve ──▶ a shard dies ──▶ the last snapshot's state, elsewhere if need be ──▶ serve
+           └──▶ every few seconds: a snapshot of all, in memory and as a checkpoint
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+
+from convoy.errors import CheckpointError, CrewError, DivergedError
+from convoy.runtime.checkpoint import Checkpoint, write_checkpoint
+from convoy.runtime.formation import Part
+from convoy.runtime.member_handle import GONE
+from convoy.runtime.observer import Observer
+from convoy.runtime.placement import Place
+from convoy.runtime.pool import Pool
+from convoy.runtime.run_folder import RunFolder
+from convoy.runtime.servers.shard import Shard, ShardOrders, ShardState
+from convoy.runtime.servers.whole import parts_of, whole_of
+from convoy.runtime.settings import TrainSettings, to_values
+from convoy.state import Tensors, broken
+from convoy.strategies.server import ServerLayout, ServerTerms
+from convoy.version import __version__
+
+ANSWER_S = 60.0
+START_S = 120.0
+"""Processes import torch before they answer."""
+
+
+@dataclass
+class ShardHandle:
+    """The driver's view of one shard."""
+
+    index: int
+    actor: Any
+    loaded: Any
+    """Gives its endpoint once it has its state."""
+    node_id: str
+    serving: Any = None
+    """Ends when the shard does."""
+    incarnation: int = 0
+    endpoint: str = ""
+    """Where it listens, once it has its state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restoration:
+    """A shard that died and was started again."""
+
+    shard: int
+    lost_updates: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far training is when a snapshot is taken."""
+
+    low: int
+    """All steps before it are done."""
+    beyond: tuple[int, ...]
+    """And these."""
+    shares: tuple[int, ...]
+    layout: str | None
+    """The memory format in use."""
+
+
+@dataclass
+class ShardKeeper:
+    """Has the shards of one run."""
+
+    settings: TrainSettings
+    terms: ServerTerms
+    layout: ServerLayout
+    places: Sequence[Place]
+    """By rank of the plan."""
+    pool: Pool
+    observer: Observer
+    folder: RunFolder
+    generation: int
+    versions: Mapping[int, tuple[int, int]]
+    """By shard: the newest incarnation and version that a replica has been told of."""
+    flush: Callable[[], None]
+    """Have the records that a checkpoint covers be on disk before it."""
+    coordinator: Any
+    restorations: list[Restoration] = field(default_factory=list)
+    kept: Checkpoint | None = None
+    """The newest snapshot that is on disk."""
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    """What each shard has done, in the end."""
+    shards: list[ShardHandle] = field(default_factory=list)
+    session: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _snapshot: list[ShardState] = field(default_factory=list)
+
+    def start(self, tensors: Mapping[str, Any], versions: Sequence[int]) -> None:
+        """Have shards load their parts of a whole state; `tell` has to follow."""
+        self._snapshot = parts_of(tensors, self.layout.pieces, versions)
+        for index, state in enumerate(self._snapshot):
+            home = self.places[self.layout.homes[index]]
+            self.shards.append(self._start(index, state, home.node_id))
+
+    def tell(self) -> None:
+        """Have the coordinator know where shards are, once they have their states."""
+        for shard in self.shards:
+            with contextlib.suppress(*GONE):  # who dies meanwhile is noticed in a moment
+                shard.endpoint = ray.get(shard.loaded, timeout=START_S)
+            shard.serving = shard.serving or shard.actor.serve.remote()
+        ray.get(self.coordinator.set_shards.remote(*self.where()), timeout=START_S)
+
+    def where(self) -> tuple[list[str], list[int]]:
+        """By shard: where it listens, and which incarnation it is."""
+        return [s.endpoint for s in self.shards], [s.incarnation for s in self.shards]
+
+    def join(self, replicas: Sequence[int]) -> None:
+        """All shards know of these replicas when this returns."""
+        ray.get([s.actor.join.remote(replicas) for s in self.shards], timeout=START_S)
+
+    def forget(self, replica: int) -> None:
+        """Nothing waits for `replica` any more."""
+        for shard in self.shards:
+            shard.actor.forget.remote(replica)
+
+    def restore(self, dead: ShardHandle) -> None:
+        """Start a shard again from its last snapshot, on its machine or another."""
+        began = time.monotonic()
+        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        home = self.places[self.layout.homes[dead.index]].node_id
+        state = self._snapshot[dead.index]
+        known, newest = self.versions.get(dead.index, (0, 0))
+        lost = max(0, newest - state.version) if known == dead.incarnation else 0
+        successor = self._start(dead.index, state, home if home in alive else alive[0])
+        successor.incarnation = dead.incarnation + 1
+        self.shards[dead.index] = successor
+        if self.terms.bound is not None:
+            at_work = ray.get(self.coordinator.at_work.remote(), timeout=ANSWER_S)
+            successor.actor.join.remote(list(at_work))
+        self.tell()
+        seconds = time.monotonic() - began
+        self.restorations.append(Restoration(shard=dead.index, lost_updates=lost, seconds=seconds))
+        self.observer.say(
+            f"shard {dead.index} of the parameters was lost and is there again after {seconds:.1f} "
+            f"s, as of its snapshot of version {state.version}: {lost} updates are lost",
+            "warning",
+        )
+
+    def keep(self, network: Tensors, progress: Progress, *, last: bool = False) -> None:
+        """Take a snapshot of all shards and write it; training goes on meanwhile.
+
+        Args:
+            network: whatever no shard holds.
+            last: nothing comes after it, so that what fails is an error.
+
+        Raises:
+            DivergedError: a parameter is not finite any more.
+            CrewError, CheckpointError: it is the last, and cannot be taken or written.
+        """
+        calls = [shard.actor.snapshot.remote() for shard in self.shards]
+        try:
+            states: list[ShardState] = ray.get(calls, timeout=ANSWER_S)
+        except (*GONE, GetTimeoutError):
+            if last:
+                raise CrewError(f"a shard died at the very end. {self.how_to_go_on()}") from None
+            return  # it is about to be restored, from the snapshot before
+        tensors = whole_of(network, self.layout.pieces, states)
+        if name := broken(tensors):
+            raise DivergedError(
+                f"{name.removeprefix('model/')} is no longer finite after {progress.low} steps. "
+                f"Try a lower --lr, or a bound on staleness (--max-staleness). {self.last_good()}"
+            )
+        self._snapshot = states
+        about = {"versions": [s.version for s in states], "done": list(progress.beyond)}
+        checkpoint = Checkpoint(
+            step=progress.low,
+            generation=self.generation,
+            parts=(Part(tensors=tensors),),
+            meta={
+                "convoy": __version__,
+                "layout": progress.layout,
+                "shares": list(progress.shares),
+                "settings": to_values(self.settings),
+                "servers": about,
+            },
+        )
+        self.flush()
+        try:
+            write_checkpoint(self.folder.checkpoints, checkpoint, keep=self.settings.keep)
+        except CheckpointError as error:
+            if last:
+                raise
+            self.observer.say(
+                f"{error}. Training goes on; the servers' snapshot is in memory only",
+                "warning",
+            )
+        else:
+            self.kept = checkpoint
+
+    def conclude(self, network: Tensors) -> Tensors:
+        """The whole state as of the last snapshot; notes what each shard has done."""
+        for shard in self.shards:
+            with contextlib.suppress(*GONE, GetTimeoutError):  # all it had is in the snapshot
+                self.facts.append(ray.get(shard.actor.facts.remote(), timeout=ANSWER_S))
+        return whole_of(network, self.layout.pieces, self._snapshot)
+
+    def give_back(self) -> None:
+        """For whoever trains next."""
+        ray.get([shard.actor.end.remote() for shard in self.shards], timeout=ANSWER_S)
+        for shard in self.shards:
+            self.pool.give_back_server(Shard, shard.node_id, shard.actor)
+        self.shards = []
+
+    def end(self) -> None:
+        """End the shards that have not been given back."""
+        for shard in self.shards:
+            ray.kill(shard.actor)
+
+    def last_good(self) -> str:
+        """Which snapshot there is to go back to, in words."""
+        if self.kept is None:
+            return "There is no snapshot yet: start again"
+        return (
+            f"The last good snapshot is that of step {self.kept.step}: go on from it with a lower "
+            f"--lr and --resume {self.folder.path}"
+        )
+
+    def how_to_go_on(self) -> str:
+        """What a user can do when the run has ended too early."""
+        if self.kept is None:
+            return "There is no snapshot yet: start the run again"
+        return f"Go on from the newest snapshot with --resume {self.folder.path}"
+
+    def _start(self, index: int, state: ShardState, node_id: str) -> ShardHandle:
+        orders = ShardOrders(
+            index=index,
+            session=self.session,
+            address=self._address_of(node_id),
+            settings=self.settings,
+            terms=self.terms,
+            state=state,
+        )
+        actor = self.pool.take_server(Shard, node_id)
+        loaded = actor.load.remote(orders)
+        return ShardHandle(index=index, actor=actor, loaded=loaded, node_id=node_id)
+
+    def _address_of(self, node_id: str) -> str:
+        """By which replicas reach a machine."""
+        known = [place.address for place in self.places if place.node_id == node_id]
+        nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        return known[0] if known else str(nodes[node_id])
