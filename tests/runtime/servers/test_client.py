@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -22,6 +23,7 @@ from convoy.runtime.servers.messages import (
     Answer,
     PushMessage,
     Request,
+    Whereabouts,
     pack_request,
     read_answer,
 )
@@ -46,13 +48,21 @@ class WatchedShard(Shard):
         self.arrived: list[PushMessage] = []
         self._news = asyncio.Condition()
         self._open = asyncio.Semaphore(10**6)
+        self._muted = False
 
     async def push(self, message: PushMessage) -> Answer:
         async with self._news:
             self.arrived.append(message)
             self._news.notify_all()
         await self._open.acquire()
-        return await super().push(message)
+        answer = await super().push(message)
+        if self._muted:
+            await asyncio.Event().wait()
+        return answer
+
+    async def mute(self) -> None:
+        """Apply what comes, and answer no push any more."""
+        self._muted = True
 
     async def shut(self) -> None:
         """Let no push in, until `let_in`."""
@@ -70,8 +80,8 @@ class WatchedShard(Shard):
 
     async def die(self) -> None:
         """Answer nothing any more, and close the line."""
-        assert self._socket is not None
-        self._socket.close(linger=0)
+        if self._socket is not None:
+            self._socket.close(linger=0)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -115,13 +125,22 @@ class Directory:
 
     def __init__(self, endpoints: Sequence[str]) -> None:
         self.endpoints, self.incarnations = list(endpoints), [0] * len(endpoints)
+        self.homes = [0] * len(endpoints)
         self.asked = 0
         self.then: Callable[[], Any] = lambda: None
 
-    def __call__(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    def __call__(self) -> Whereabouts:
         self.asked += 1
         self.then()
-        return tuple(self.endpoints), tuple(self.incarnations)
+        return self.where()
+
+    def where(self) -> Whereabouts:
+        """As they are now."""
+        return Whereabouts(
+            endpoints=tuple(self.endpoints),
+            incarnations=tuple(self.incarnations),
+            homes=tuple(self.homes),
+        )
 
 
 def orders(
@@ -192,13 +211,12 @@ class Setting:
         self.shards = [shard for shard, _ in started]
         self.endpoints = [endpoint for _, endpoint in started]
         self.directory = Directory(self.endpoints)
+        self.directory.homes = list(homes or [0] * num_shards)
         self.client = ShardClient(
             replica=0,
             session=SESSION,
             look_up=self.directory,
-            endpoints=self.endpoints,
-            incarnations=self.directory.incarnations,
-            homes=homes or [0] * num_shards,
+            where=self.directory.where(),
             pieces=self.pieces,
             wire=parse_wire(wire),
             model=model,
@@ -233,8 +251,12 @@ class Setting:
         return successor
 
 
+NUMBERS = itertools.count(1)
+
+
 def message(gradient: Tensor, **changes: Any) -> PushMessage:
-    values: dict[str, Any] = {"replica": 1, "base": 0, "holds": (), "samples": 1, "lr": LR}
+    values: dict[str, Any] = {"replica": 1, "number": next(NUMBERS), "base": 0, "holds": ()}
+    values |= {"samples": 1, "lr": LR}
     values |= {"arrays": Encoder(parse_wire("fp32"))(gradient), "fetch": True}
     return PushMessage(**(values | changes))
 
@@ -526,6 +548,32 @@ def test_pushes_stay_in_their_order_when_a_shard_is_replaced(servers: Servers) -
         client.finish()
         assert [m.arrays[0][0] for m in successor.arrived] == [1.0, 2.0, 3.0]
         assert here.weights() == [-LR * (1 + 2 + 3)]
+
+
+def test_a_shard_that_moves_loses_nothing_and_does_nothing_twice(servers: Servers) -> None:
+    """One push has been applied, but its answer is lost; another has not been."""
+    model = scalar(0.0)
+    with Setting(servers, model, depth=1, homes=[2]) as here:
+        client = here.client
+        client.fetch()
+        shard = here.shards[0]
+        servers.call(shard.mute())
+        client.exchange(push_of(model, 1.0), fetch=True)
+        servers.call(shard.until(1))
+        servers.call(shard.shut())
+        client.exchange(push_of(model, 2.0), fetch=True)
+        servers.call(shard.until(2))
+        left = servers.call(shard.retire())
+        successor, endpoint = servers.start(left.weights, version=left.version)
+        successor._applied = dict(left.applied)
+        here.directory.endpoints[0], here.directory.homes[0] = endpoint, 5
+        here.directory.incarnations[0] += 1
+        here.shards[0] = successor
+        client.finish()
+        assert here.weights() == pytest.approx([-LR * (1 + 2)])
+        assert servers.call(Shard.facts(successor))["version"] == 2
+        assert client.issued is not None
+        assert set(client.issued.received_from) == {5}
 
 
 def test_fetching_waits_for_a_successor_too(servers: Servers) -> None:

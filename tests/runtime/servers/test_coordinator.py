@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from convoy.runtime.servers.coordinator import LEASE_S, MOST_STEPS, Assignment, Coordinator, Lease
+from convoy.runtime.servers.messages import Whereabouts
 
 
 async def assigned(**changes: Any) -> Coordinator:
@@ -299,10 +300,13 @@ def test_epochs_before_a_resumption_are_not_judged_again() -> None:
 def test_where_the_shards_are_now() -> None:
     async def program() -> None:
         coordinator = await assigned()
-        await coordinator.set_shards(["s0", "s1"], [0, 0])
-        assert await coordinator.shards() == (("s0", "s1"), (0, 0))
-        await coordinator.set_shards(["s0", "s1 again"], [0, 1])
-        assert await coordinator.shards() == (("s0", "s1 again"), (0, 1))
+        assert await coordinator.shards() is None
+        where = Whereabouts(endpoints=("s0", "s1"), incarnations=(0, 0), homes=(0, 1))
+        await coordinator.set_shards(where)
+        assert await coordinator.shards() == where
+        then = Whereabouts(endpoints=("s0", "s1 again"), incarnations=(0, 1), homes=(0, 0))
+        await coordinator.set_shards(then)
+        assert await coordinator.shards() == then
 
     go(program())
 

@@ -35,6 +35,7 @@ ARRAYS = st.builds(
 PUSHES = st.builds(
     PushMessage,
     replica=COUNTS,
+    number=COUNTS,
     base=COUNTS,
     holds=st.lists(COUNTS, max_size=3).map(tuple),
     samples=COUNTS,
@@ -73,7 +74,14 @@ def bits(array: numpy.ndarray) -> tuple[str, bytes]:
 
 
 def push(**changes: Any) -> PushMessage:
-    values: dict[str, Any] = {"replica": 0, "base": 0, "holds": (), "samples": 1, "lr": 0.1}
+    values: dict[str, Any] = {
+        "replica": 0,
+        "number": 1,
+        "base": 0,
+        "holds": (),
+        "samples": 1,
+        "lr": 0.1,
+    }
     values |= {"arrays": (numpy.ones(3),), "fetch": True}
     return PushMessage(**(values | changes))
 

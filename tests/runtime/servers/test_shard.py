@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -73,9 +74,13 @@ async def shard_of(
     return shard
 
 
+NUMBERS = itertools.count(1)
+
+
 def message(gradient: Tensor, *, wire: str = "fp32", **changes: Any) -> PushMessage:
     values: dict[str, Any] = {
         "replica": 0,
+        "number": next(NUMBERS),
         "base": 0,
         "holds": (),
         "samples": 1,
@@ -387,5 +392,47 @@ def test_a_shard_of_one_run_after_another_begins_anew() -> None:
         assert not serving.done()
         await shard.end()
         await serving
+
+    go(program())
+
+
+def test_a_push_that_has_been_applied_is_only_answered() -> None:
+    async def program() -> None:
+        shard = await shard_of(ones(2))
+        sent = message(ones(2))
+        first = await shard.push(sent)
+        again = await shard.push(sent)
+        assert (first.version, again.version, again.staleness) == (1, 1, None)
+        assert weights_in(again).tolist() == weights_in(first).tolist()
+        other = await shard.push(message(ones(2), replica=1, number=sent.number))
+        assert other.version == 2
+
+    go(program())
+
+
+def test_what_one_that_retires_has_not_applied_its_successor_does() -> None:
+    """One push of each of two replicas: one is in what it leaves, and one was held back."""
+
+    async def program() -> None:
+        shard = await shard_of(ones(2), bound=0)
+        await shard.join([0, 1])
+        applied = message(ones(2), replica=0)
+        held = await under_way(shard, applied)
+        await shard.push(message(ones(2), replica=1))
+        await held
+        waiting = message(ones(2), replica=0, base=1)
+        task = await under_way(shard, waiting)
+        left = await shard.retire()
+        await shard.forget(1)  # nothing waits for it any more, but nothing is applied either
+        assert not task.done()
+        task.cancel()
+        assert left.version == 1
+        assert left.applied == {0: applied.number, 1: applied.number + 1}
+        successor = await shard_of(left.weights, version=1)
+        successor._applied = dict(left.applied)
+        known = await successor.push(applied)
+        assert known.version == 1
+        new = await successor.push(waiting)
+        assert new.version == 2
 
     go(program())

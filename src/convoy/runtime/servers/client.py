@@ -4,7 +4,7 @@
     settle   ──▶ until at most `depth` exchanges have answers due; the oldest first
 
 A shard that dies is waited for: the fleet starts it again from its last snapshot, and what it has
-not answered is sent once more.
+not answered is sent once more. So it is with one that moves to another machine.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from convoy.runtime.servers.messages import (
     Kind,
     PushMessage,
     Request,
+    Whereabouts,
     pack_request,
     read_answer,
 )
@@ -80,10 +81,8 @@ class ShardClient:
         *,
         replica: int,
         session: str,
-        look_up: Callable[[], tuple[Sequence[str], Sequence[int]]],
-        endpoints: Sequence[str],
-        incarnations: Sequence[int],
-        homes: Sequence[int],
+        look_up: Callable[[], Whereabouts],
+        where: Whereabouts,
         pieces: Sequence[Shard],
         wire: Wire,
         model: nn.Module,
@@ -93,19 +92,19 @@ class ShardClient:
 
         Args:
             session: the run, which shards tell from others.
-            look_up: where shards are now, and which incarnation each is.
-            endpoints: by shard, where it listens.
-            homes: by shard, the rank on whose machine it is.
+            look_up: where shards are now.
+            where: where they are at first.
             pieces: by shard, what it holds.
             depth: exchanges that may be unanswered after `settle`.
         """
         self.depth = depth
         self._replica, self._session, self._look_up = replica, session, look_up
-        self._endpoints, self._incarnations = list(endpoints), list(incarnations)
-        self._homes, self._pieces, self._wire = homes, pieces, wire
+        self._where, self._pieces, self._wire = where, pieces, wire
+        self._pushed = [0] * len(pieces)
+        """By shard: how many pushes have gone there."""
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._encoders = [Encoder(wire) for _ in pieces]
-        self._sockets = [self._connected(endpoint) for endpoint in endpoints]
+        self._sockets = [self._connected(endpoint) for endpoint in where.endpoints]
         self._tickets = itertools.count()
         self._come: dict[int, Answer] = {}
         """Answers that have come, by ticket."""
@@ -152,9 +151,11 @@ class ShardClient:
                 calls.append(self._ask(index, "refetch"))
                 continue
             arrays = self._encoders[index](gather(push.gradients, pieces))
-            sent_to[self._homes[index]] += sum(array.nbytes for array in arrays)
+            sent_to[self._where.homes[index]] += sum(array.nbytes for array in arrays)
+            self._pushed[index] += 1
             message = PushMessage(
                 replica=self._replica,
+                number=self._pushed[index],
                 base=bases[index],
                 holds=() if fetch else (self._bases[index],),
                 samples=push.samples,
@@ -177,7 +178,7 @@ class ShardClient:
             for index, call in enumerate(exchange.calls):
                 answer = self._answer(index, call)
                 if answer.weights is not None:
-                    exchange.received_from[self._homes[index]] += answer.weights.nbytes
+                    exchange.received_from[self._where.homes[index]] += answer.weights.nbytes
                     self._take_over(index, answer)
                 exchange.answers.append(answer)
         self._oldest = self._oldest or list(self._bases)
@@ -200,7 +201,7 @@ class ShardClient:
             kind=kind, session=self._session, ticket=ticket, replica=self._replica, push=push
         )
         self._sockets[index].send_multipart(pack_request(request), copy=False)
-        call = Call(ticket=ticket, request=request, incarnation=self._incarnations[index])
+        call = Call(ticket=ticket, request=request, incarnation=self._where.incarnations[index])
         if kind != "leave":  # which nobody answers
             self._outstanding[index].append(call)
         return call
@@ -215,8 +216,8 @@ class ShardClient:
                 deadline = time.monotonic() + PATIENCE_S
             elif time.monotonic() > deadline:
                 raise CrewError(
-                    f"shard {index} of the parameters ({self._endpoints[index]}) has not answered "
-                    f"replica {self._replica} for {PATIENCE_S:.0f} s"
+                    f"shard {index} of the parameters ({self._where.endpoints[index]}) has not "
+                    f"answered replica {self._replica} for {PATIENCE_S:.0f} s"
                 )
         self._outstanding[index].remove(call)
         return self._come.pop(call.ticket)
@@ -236,23 +237,21 @@ class ShardClient:
 
         Questions keep their order. False if none has been.
         """
-        endpoints, incarnations = self._look_up()
-        before = list(self._incarnations)
-        for index, incarnation in enumerate(incarnations):
-            if incarnation > self._incarnations[index]:
-                self._sockets[index].close(linger=0)
-                self._sockets[index] = self._connected(endpoints[index])
-                self._endpoints[index] = endpoints[index]
-                self._incarnations[index] = incarnation
-                unanswered, self._outstanding[index] = self._outstanding[index], []
-                for call in unanswered:
-                    if call.ticket in self._come:  # it has come, and is yet to be taken
-                        self._outstanding[index].append(call)
-                        continue
-                    again = self._ask(index, call.request.kind, call.request.push)
-                    call.ticket, call.incarnation = again.ticket, again.incarnation
-                    self._outstanding[index][-1] = call
-        return before != self._incarnations
+        before, self._where = self._where, self._look_up()
+        pairs = zip(before.incarnations, self._where.incarnations, strict=True)
+        successors = [index for index, (old, new) in enumerate(pairs) if new > old]
+        for index in successors:
+            self._sockets[index].close(linger=0)
+            self._sockets[index] = self._connected(self._where.endpoints[index])
+            unanswered, self._outstanding[index] = self._outstanding[index], []
+            for call in unanswered:
+                if call.ticket in self._come:  # it has come, and is yet to be taken
+                    self._outstanding[index].append(call)
+                    continue
+                again = self._ask(index, call.request.kind, call.request.push)
+                call.ticket, call.incarnation = again.ticket, again.incarnation
+                self._outstanding[index][-1] = call
+        return bool(successors)
 
     @staticmethod
     def _connected(endpoint: str) -> zmq.Socket[bytes]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convoy.runtime.servers.leases import Leases
+from convoy.runtime.servers.messages import Whereabouts
 
 LEASE_S = 1.0
 """How long the work of one lease takes, about."""
@@ -71,18 +72,15 @@ class Coordinator:
         self._judging: dict[int, int] = {}
         self._judged_up_to = self._epochs_done()
         self._stopped = False
-        self._shards: tuple[str, ...] = ()
-        self._incarnations: tuple[int, ...] = ()
+        self._shards: Whereabouts | None = None
 
-    async def set_shards(self, endpoints: Sequence[str], incarnations: Sequence[int]) -> None:
-        """Where the shards are; each incarnation is one more than the last one's."""
-        async with self._changed:
-            self._shards, self._incarnations = tuple(endpoints), tuple(incarnations)
-            self._changed.notify_all()
+    async def set_shards(self, where: Whereabouts) -> None:
+        """Where the shards are now."""
+        self._shards = where
 
-    async def shards(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Where the shards are, and which incarnation each is."""
-        return self._shards, self._incarnations
+    async def shards(self) -> Whereabouts | None:
+        """Where the shards are, once that is known."""
+        return self._shards
 
     async def join(self, replica: int) -> None:
         """`replica` is at work from now on."""

@@ -189,6 +189,9 @@ class Fleet:
             if stopping:
                 continue
             now = time.monotonic()
+            for index, rank in self.replicas.paces.moves(self.shards.where().homes, now):
+                self.shards.move(index, rank)
+            self.shards.settle_moves()
             if self.replicas.recruits.any_ready():
                 self.replicas.welcome(self.replicas.recruits.take_ready())
             if now > next_snapshot:

@@ -21,10 +21,32 @@ Kind = Literal["push", "fetch", "refetch", "leave"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Whereabouts:
+    """Of all shards, or of those that somebody talks to."""
+
+    endpoints: tuple[str, ...]
+    """Where each listens."""
+    incarnations: tuple[int, ...]
+    """Which of its processes in a row it is: each is one more than the last one's."""
+    homes: tuple[int, ...]
+    """The rank on whose machine each is."""
+
+    def of(self, shards: Sequence[int]) -> Whereabouts:
+        """Those of some shards."""
+        return Whereabouts(
+            endpoints=tuple(self.endpoints[i] for i in shards),
+            incarnations=tuple(self.incarnations[i] for i in shards),
+            homes=tuple(self.homes[i] for i in shards),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PushMessage:
     """A push as it arrives."""
 
     replica: int
+    number: int
+    """Which of its pushes to this shard it is, from 1 on: one that is sent again is known by it."""
     base: int
     """The version of the weights that it is of."""
     holds: tuple[int, ...]
@@ -41,7 +63,8 @@ class Answer:
 
     version: int
     staleness: int | None = None
-    """Of a push: updates between the fetch of its weights and its own."""
+    """Of a push: updates between the fetch of its weights and its own. None of one that had been
+    applied before it was sent again."""
     held_s: float = 0.0
     """How long the gate has held the push back."""
     weights: numpy.ndarray | None = None
@@ -71,7 +94,7 @@ def pack_request(request: Request) -> list[Any]:
     push = request.push
     if push is None:
         return [json.dumps(head).encode()]
-    head |= {"base": push.base, "holds": push.holds, "samples": push.samples}
+    head |= {"number": push.number, "base": push.base, "holds": push.holds, "samples": push.samples}
     head |= {"lr": push.lr, "fetch": push.fetch, "types": [a.dtype.name for a in push.arrays]}
     return [json.dumps(head).encode(), *push.arrays]
 
@@ -83,6 +106,7 @@ def read_request(frames: Sequence[Any]) -> Request:
     if head["kind"] == "push":
         push = PushMessage(
             replica=head["replica"],
+            number=head["number"],
             base=head["base"],
             holds=tuple(head["holds"]),
             samples=head["samples"],

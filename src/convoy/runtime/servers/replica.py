@@ -30,6 +30,7 @@ from convoy.runtime.formation import Outcome
 from convoy.runtime.layout import set_layout
 from convoy.runtime.servers.client import ShardClient
 from convoy.runtime.servers.commands import Command, asked, told
+from convoy.runtime.servers.messages import Whereabouts
 from convoy.runtime.servers.noting import Begun, Noting
 from convoy.runtime.training import Trainee
 from convoy.state import Tensors
@@ -55,9 +56,8 @@ class ReplicaOrders:
     layout: ServerLayout
     terms: ServerTerms
     session: str
-    endpoints: tuple[str, ...]
-    """By shard: where it listens."""
-    incarnations: tuple[int, ...]
+    where: Whereabouts
+    """All shards, at first."""
     coordinator: Any
 
     @property
@@ -90,20 +90,18 @@ class Replica:
         self._comm = Comm(rank=0, world_size=1)
         self._rank: Rank | None = None
         self._last_buffers: Tensors | None = None
-        shards, layout = orders.shards, orders.layout
+        shards = orders.shards
 
-        def look_up() -> tuple[list[str], list[int]]:
-            endpoints, incarnations = ray.get(orders.coordinator.shards.remote())
-            return [endpoints[i] for i in shards], [incarnations[i] for i in shards]
+        def look_up() -> Whereabouts:
+            known: Whereabouts = ray.get(orders.coordinator.shards.remote())
+            return known.of(shards)
 
         self._server = ShardClient(
             replica=orders.replica,
             look_up=look_up,
             session=orders.session,
-            endpoints=[orders.endpoints[i] for i in shards],
-            incarnations=[orders.incarnations[i] for i in shards],
-            homes=[layout.homes[i] for i in shards],
-            pieces=[layout.pieces[i] for i in shards],
+            where=orders.where.of(shards),
+            pieces=[orders.layout.pieces[i] for i in shards],
             wire=orders.terms.wire,
             model=trainee.model,
             depth=orders.terms.depth,

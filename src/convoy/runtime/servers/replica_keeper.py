@@ -27,6 +27,7 @@ from convoy.runtime.pool import Pool
 from convoy.runtime.recruits import Recruits
 from convoy.runtime.servers.fleet_log import FleetLog
 from convoy.runtime.servers.judging import judge
+from convoy.runtime.servers.paces import Paces
 from convoy.runtime.servers.replica import ReplicaOrders
 from convoy.runtime.servers.shard_keeper import ANSWER_S, START_S, ShardKeeper
 from convoy.runtime.servers.teams import Bench, Team
@@ -64,6 +65,7 @@ class ReplicaKeeper:
     """At work, by replica."""
     resting: list[MemberHandle] = field(default_factory=list)
     """Those that have found nothing left to do."""
+    paces: Paces = field(default_factory=Paces)
     recruits: Recruits = field(init=False)
     _bench: Bench = field(init=False)
     _next_replica: int = 0
@@ -109,7 +111,7 @@ class ReplicaKeeper:
         if self.terms.bound is not None:
             self.shards.join(numbers)
         ray.get([self.coordinator.join.remote(number) for number in numbers], timeout=START_S)
-        endpoints, incarnations = self.shards.where()
+        where = self.shards.where()
         tensors = ray.put(self.current_network())
         for number, members in zip(numbers, teams, strict=True):
             meeting = self._meeting(members) if len(members) > 1 else ()
@@ -124,8 +126,7 @@ class ReplicaKeeper:
                     layout=self.layout,
                     terms=self.terms,
                     session=self.shards.session,
-                    endpoints=tuple(endpoints),
-                    incarnations=tuple(incarnations),
+                    where=where,
                     coordinator=self.coordinator,
                 )
                 member.outcome = None
@@ -186,6 +187,7 @@ class ReplicaKeeper:
             if kind != "record":
                 continue
             replica, step = content["replica"], content["step"]
+            self.paces.note(content["rank"], content["compute_s"])
             reported = self._reported[replica, step]
             reported.append(content["wall_s"])
             if len(reported) == self.layout.team:
@@ -247,7 +249,7 @@ class ReplicaKeeper:
             index = former[0] if former else 1 + max(p.index for p in self.places)
             place = replace(found, index=index)
             kept = [place if p.index == index else p for p in self.places]
-            self.places = kept if former else [*kept, place]
+            self.places = self.shards.places = kept if former else [*kept, place]
             self.recruits.members.append(self.hire(place))
 
     def judge(self, tensors: Tensors) -> bool:

@@ -145,6 +145,7 @@ def _servers(fleet: Fleet, tally: Tally) -> dict[str, Any]:
         "apply_s": [facts["apply_s"] for facts in fleet.shards.facts],
         "lost_updates": sum(r.lost_updates for r in fleet.shards.restorations),
         "restorations": [vars(restoration) for restoration in fleet.shards.restorations],
+        "moves": [vars(move) for move in fleet.shards.moves],
         "staleness": {
             "histogram": {str(k): tally.staleness[k] for k in sorted(tally.staleness)},
             "mean": behind / pushes if pushes else None,

@@ -13,6 +13,7 @@ what one optimizer over all parameters would.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ from convoy.runtime.settings import TrainSettings
 from convoy.strategies.push_codec import as_array, decode
 from convoy.strategies.server import ServerTerms
 from convoy.strategies.update_gate import Offer, UpdateGate
+
+LINGER_MS = 1000
+"""How long the last answers of one that retires may take to be gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,8 @@ class ShardState:
     """[elements]"""
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     """By key of the optimizer's state: [elements], or a scalar."""
+    applied: dict[int, int] = field(default_factory=dict)
+    """By replica: the number of its last push that is in them."""
 
 
 @dataclass
@@ -96,6 +102,7 @@ class Shard:
             self._optimizer.state[self._rows] = kept
         self._gate: UpdateGate[_Waiting] = UpdateGate(orders.terms.bound, orders.state.version)
         self._pushes, self._apply_s = 0, 0.0
+        self._applied, self._retired = dict(orders.state.applied), False
         return endpoint
 
     def _listen_at(self, address: str) -> str:
@@ -136,7 +143,8 @@ class Shard:
             answer = await self.fetch(request.replica)
         else:
             answer = await self.refetch(request.replica)
-        await socket.send_multipart([caller, *pack_answer(request.ticket, answer)], copy=False)
+        with contextlib.suppress(zmq.ZMQError):  # closed: the successor is asked again
+            await socket.send_multipart([caller, *pack_answer(request.ticket, answer)], copy=False)
 
     def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -169,7 +177,9 @@ class Shard:
         return Answer(version=version, weights=as_array(self._rows, self._orders.terms.wire))
 
     async def push(self, message: PushMessage) -> Answer:
-        """Apply a push, at once or when the gate lets it."""
+        """Apply a push, at once or when the gate lets it; one that has been is only answered."""
+        if message.number <= self._applied.get(message.replica, 0):
+            return self._answer(message, None, 0.0)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(message=message, answer=answer, since=time.perf_counter())
         offer = Offer(replica=message.replica, base=message.base, content=waiting)
@@ -184,7 +194,19 @@ class Shard:
             version=self._gate.version,
             weights=self._rows.detach().clone(),
             optimizer={k: v.detach().clone() for k, v in state.items() if isinstance(v, Tensor)},
+            applied=dict(self._applied),
         )
+
+    async def ready(self) -> None:
+        """Returns once this process is there."""
+
+    async def retire(self) -> ShardState:
+        """Answer nobody and apply nothing any more; what a successor begins with."""
+        self._retired = True
+        if self._socket is not None:
+            self._socket.close(linger=LINGER_MS)
+            self._socket, self._endpoint = None, ""
+        return await self.snapshot()
 
     async def facts(self) -> dict[str, Any]:
         """What it has done so far."""
@@ -203,7 +225,7 @@ class Shard:
         self._end.set()
 
     def _update(self) -> None:
-        while taken := self._gate.next_update():
+        while not self._retired and (taken := self._gate.next_update()):
             started = time.perf_counter()
             staleness = [self._gate.version - 1 - offer.base for offer in taken]
             self._apply([offer.content.message for offer in taken], max(0, *staleness, 0))
@@ -212,18 +234,19 @@ class Shard:
             self._pushes += len(taken)
             for offer, behind in zip(taken, staleness, strict=True):
                 waiting = offer.content
+                self._applied[offer.replica] = waiting.message.number
                 if not waiting.answer.done():
                     held = started - waiting.since
                     waiting.answer.set_result(self._answer(waiting.message, behind, held))
 
-    def _answer(self, message: PushMessage, staleness: int, held_s: float) -> Answer:
+    def _answer(self, message: PushMessage, staleness: int | None, held_s: float) -> Answer:
         weights = None
         if message.fetch:
             self._gate.hand_out(message.replica)
             weights = as_array(self._rows, self._orders.terms.wire)
         return Answer(
             version=self._gate.version,
-            staleness=max(0, staleness),
+            staleness=None if staleness is None else max(0, staleness),
             held_s=held_s,
             weights=weights,
         )

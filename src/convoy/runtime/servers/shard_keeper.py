@@ -1,6 +1,7 @@
 """The driver's side of all shards: started, told of, restored when one dies, and kept on disk.
 
 start ──▶ serve ──▶ a shard dies ──▶ the last snapshot's state, elsewhere if need be ──▶ serve
+           ├──▶ its machine is slow ──▶ a process elsewhere ──▶ its state as it is ──▶ serve
            └──▶ every few seconds: a snapshot of all, in memory and as a checkpoint
 """
 
@@ -24,6 +25,7 @@ from convoy.runtime.observer import Observer
 from convoy.runtime.placement import Place
 from convoy.runtime.pool import Pool
 from convoy.runtime.run_folder import RunFolder
+from convoy.runtime.servers.messages import Whereabouts
 from convoy.runtime.servers.shard import Shard, ShardOrders, ShardState
 from convoy.runtime.servers.whole import parts_of, whole_of
 from convoy.runtime.settings import TrainSettings, to_values
@@ -45,6 +47,8 @@ class ShardHandle:
     loaded: Any
     """Gives its endpoint once it has its state."""
     node_id: str
+    home: int
+    """The rank on whose machine it is."""
     serving: Any = None
     """Ends when the shard does."""
     incarnation: int = 0
@@ -59,6 +63,17 @@ class Restoration:
     shard: int
     lost_updates: int
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """A shard that went to another machine."""
+
+    shard: int
+    to: str
+    """The machine."""
+    seconds: float
+    """For which nobody served."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +97,7 @@ class ShardKeeper:
     terms: ServerTerms
     layout: ServerLayout
     places: Sequence[Place]
-    """By rank of the plan."""
+    """By rank of the plan, and those that came later."""
     pool: Pool
     observer: Observer
     folder: RunFolder
@@ -93,6 +108,7 @@ class ShardKeeper:
     """Have the records that a checkpoint covers be on disk before it."""
     coordinator: Any
     restorations: list[Restoration] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
     kept: Checkpoint | None = None
     """The newest snapshot that is on disk."""
     facts: list[dict[str, Any]] = field(default_factory=list)
@@ -100,13 +116,15 @@ class ShardKeeper:
     shards: list[ShardHandle] = field(default_factory=list)
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
     _snapshot: list[ShardState] = field(default_factory=list)
+    _moving: dict[int, tuple[Place, int, Any, Any]] = field(default_factory=dict)
+    """By shard: where to, the rank there, the process, and what ends once that is there."""
 
     def start(self, tensors: Mapping[str, Any], versions: Sequence[int]) -> None:
         """Have shards load their parts of a whole state; `tell` has to follow."""
         self._snapshot = parts_of(tensors, self.layout.pieces, versions)
         for index, state in enumerate(self._snapshot):
-            home = self.places[self.layout.homes[index]]
-            self.shards.append(self._start(index, state, home.node_id))
+            home = self.layout.homes[index]
+            self.shards.append(self._start(index, state, self.places[home].node_id, home))
 
     def tell(self) -> None:
         """Have the coordinator know where shards are, once they have their states."""
@@ -114,11 +132,15 @@ class ShardKeeper:
             with contextlib.suppress(*GONE):  # who dies meanwhile is noticed in a moment
                 shard.endpoint = ray.get(shard.loaded, timeout=START_S)
             shard.serving = shard.serving or shard.actor.serve.remote()
-        ray.get(self.coordinator.set_shards.remote(*self.where()), timeout=START_S)
+        ray.get(self.coordinator.set_shards.remote(self.where()), timeout=START_S)
 
-    def where(self) -> tuple[list[str], list[int]]:
-        """By shard: where it listens, and which incarnation it is."""
-        return [s.endpoint for s in self.shards], [s.incarnation for s in self.shards]
+    def where(self) -> Whereabouts:
+        """Of all shards."""
+        return Whereabouts(
+            endpoints=tuple(shard.endpoint for shard in self.shards),
+            incarnations=tuple(shard.incarnation for shard in self.shards),
+            homes=tuple(shard.home for shard in self.shards),
+        )
 
     def join(self, replicas: Sequence[int]) -> None:
         """All shards know of these replicas when this returns."""
@@ -133,17 +155,13 @@ class ShardKeeper:
         """Start a shard again from its last snapshot, on its machine or another."""
         began = time.monotonic()
         alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        home = self.places[self.layout.homes[dead.index]].node_id
         state = self._snapshot[dead.index]
         known, newest = self.versions.get(dead.index, (0, 0))
         lost = max(0, newest - state.version) if known == dead.incarnation else 0
-        successor = self._start(dead.index, state, home if home in alive else alive[0])
-        successor.incarnation = dead.incarnation + 1
-        self.shards[dead.index] = successor
-        if self.terms.bound is not None:
-            at_work = ray.get(self.coordinator.at_work.remote(), timeout=ANSWER_S)
-            successor.actor.join.remote(list(at_work))
-        self.tell()
+        ranks = [r for r, place in enumerate(self.places) if place.node_id in alive]
+        home = dead.home if dead.home in ranks else next(iter(ranks), dead.home)
+        node_id = self.places[home].node_id if ranks else alive[0]
+        self._succeed(dead, self._start(dead.index, state, node_id, home))
         seconds = time.monotonic() - began
         self.restorations.append(Restoration(shard=dead.index, lost_updates=lost, seconds=seconds))
         self.observer.say(
@@ -151,6 +169,36 @@ class ShardKeeper:
             f"s, as of its snapshot of version {state.version}: {lost} updates are lost",
             "warning",
         )
+
+    def move(self, index: int, rank: int) -> None:
+        """Have a shard go to the machine of `rank`, once a process is there; see `settle_moves`."""
+        place = self.places[rank]
+        if index not in self._moving and self.shards[index].node_id != place.node_id:
+            actor = self.pool.take_server(Shard, place.node_id)
+            self._moving[index] = (place, rank, actor, actor.ready.remote())
+
+    def settle_moves(self) -> None:
+        """Let those go for whom a process is there. Nothing is lost, and nothing done twice."""
+        for index, (place, rank, actor, ready) in list(self._moving.items()):
+            if not ray.wait([ready], timeout=0)[0]:
+                continue
+            del self._moving[index]
+            began, former = time.monotonic(), self.shards[index]
+            try:
+                ray.get(ready)
+                state = ray.get(former.actor.retire.remote(), timeout=ANSWER_S)
+            except (*GONE, GetTimeoutError):  # whoever of the two has died is noticed elsewhere
+                ray.kill(actor)
+                continue
+            self._succeed(former, self._start(index, state, place.node_id, rank, actor))
+            former.actor.end.remote()
+            self.pool.give_back_server(Shard, former.node_id, former.actor)
+            seconds = time.monotonic() - began
+            self.moves.append(Move(shard=index, to=place.machine, seconds=seconds))
+            self.observer.say(
+                f"{self.places[former.home].machine} has become slow: shard {index} of the "
+                f"parameters went to {place.machine} within {seconds:.1f} s"
+            )
 
     def keep(self, network: Tensors, progress: Progress, *, last: bool = False) -> None:
         """Take a snapshot of all shards and write it; training goes on meanwhile.
@@ -219,8 +267,8 @@ class ShardKeeper:
 
     def end(self) -> None:
         """End the shards that have not been given back."""
-        for shard in self.shards:
-            ray.kill(shard.actor)
+        for actor in [shard.actor for shard in self.shards] + [m[2] for m in self._moving.values()]:
+            ray.kill(actor)
 
     def last_good(self) -> str:
         """Which snapshot there is to go back to, in words."""
@@ -237,7 +285,18 @@ class ShardKeeper:
             return "There is no snapshot yet: start the run again"
         return f"Go on from the newest snapshot with --resume {self.folder.path}"
 
-    def _start(self, index: int, state: ShardState, node_id: str) -> ShardHandle:
+    def _succeed(self, former: ShardHandle, successor: ShardHandle) -> None:
+        """Have everybody turn to a shard's successor."""
+        successor.incarnation = former.incarnation + 1
+        self.shards[former.index] = successor
+        if self.terms.bound is not None:
+            at_work = ray.get(self.coordinator.at_work.remote(), timeout=ANSWER_S)
+            successor.actor.join.remote(list(at_work))
+        self.tell()
+
+    def _start(
+        self, index: int, state: ShardState, node_id: str, home: int, actor: Any = None
+    ) -> ShardHandle:
         orders = ShardOrders(
             index=index,
             session=self.session,
@@ -246,9 +305,9 @@ class ShardKeeper:
             terms=self.terms,
             state=state,
         )
-        actor = self.pool.take_server(Shard, node_id)
+        actor = actor or self.pool.take_server(Shard, node_id)
         loaded = actor.load.remote(orders)
-        return ShardHandle(index=index, actor=actor, loaded=loaded, node_id=node_id)
+        return ShardHandle(index=index, actor=actor, loaded=loaded, node_id=node_id, home=home)
 
     def _address_of(self, node_id: str) -> str:
         """By which replicas reach a machine."""
