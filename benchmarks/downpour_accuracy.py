@@ -5,7 +5,7 @@
     python benchmarks/downpour_accuracy.py --picture docs/images/downpour_accuracy.png
 
 On emulated machines of 1.0 and 0.5 cores: `single` on the faster, `data`, `averaging` and
-`downpour` over both. Networks are judged after every epoch, so that times are whole epochs';
+`downpour` over both, `data` and `averaging` with shares of two to one. Networks are judged after every epoch, so that times are whole epochs';
 evaluation itself does not count, but where replicas go on meanwhile. A run is stopped once it has
 reached the accuracy, or given up on after all its epochs. Every run is a row.
 """
@@ -33,11 +33,12 @@ from convoy.runtime.json_lines import read_lines
 from convoy.runtime.records import read_steps
 from prediction import cluster_file
 
-WAYS = {
+SHARES = ("--shares", "2,1")  # as their speeds are
+WAYS: dict[str, list[str]] = {
     "single": ["single"],
-    "data": ["data"],
-    "averaging, H = 8": ["averaging", "--average-every", "8"],
-    "averaging, H = 32": ["averaging", "--average-every", "32"],
+    "data": ["data", *SHARES],
+    "averaging, H = 8": ["averaging", *SHARES, "--average-every", "8"],
+    "averaging, H = 32": ["averaging", *SHARES, "--average-every", "32"],
     "downpour, push 1": ["downpour", "--optimizer", "sgd"],
     "downpour, push 5": ["downpour", "--optimizer", "sgd", "--push-every", "5"]
     + ["--fetch-every", "5"],

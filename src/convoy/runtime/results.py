@@ -58,8 +58,8 @@ class RunResult:
     """Seconds of each phase up to the first step, from the start of the process."""
     servers: dict[str, Any] | None = None
     """Of asynchronous training: {"shards", "updates", "apply_s", "lost_updates", "restorations",
-    "staleness": {"histogram", "mean", "max"}, "samples_repeated", "steps_leased_again"}: samples
-    recorded twice, and steps of dead replicas, some of which may have been done already."""
+    "moves", "staleness": {"histogram", "mean", "max"}, "samples_repeated", "steps_leased_again"}:
+    samples recorded twice, and steps of dead replicas, some of which may have been done already."""
     predicted_step_s: float | None = None
     predicted_images_per_s: float | None = None
     folder: Path
