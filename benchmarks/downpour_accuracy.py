@@ -5,9 +5,10 @@
     python benchmarks/downpour_accuracy.py --picture docs/images/downpour_accuracy.png
 
 On emulated machines of 1.0 and 0.5 cores: `single` on the faster, `data`, `averaging` and
-`downpour` over both, `data` and `averaging` with shares of two to one. Networks are judged after every epoch, so that times are whole epochs';
-evaluation itself does not count, but where replicas go on meanwhile. A run is stopped once it has
-reached the accuracy, or given up on after all its epochs. Every run is a row.
+`downpour` over both, the first two of these with shares of two to one. Networks are judged after
+every epoch, so that times are whole epochs'; evaluation itself does not count, but where replicas go
+on meanwhile. A run is stopped once it has reached the accuracy, or given up on after all its
+epochs. Every run is a row.
 """
 
 from __future__ import annotations
