@@ -6,7 +6,7 @@
 
 On emulated machines of 1.0 and 0.5 cores: `single` on the faster, `data`, `averaging` and
 `downpour` over both, the first two of these with shares of two to one. Networks are judged after
-every epoch, so that times are whole epochs'; evaluation itself does not count, but where replicas go
+every epoch, so that times are whole epochs'; evaluation does not count, but where replicas go
 on meanwhile. A run is stopped once it has reached the accuracy, or given up on after all its
 epochs. Every run is a row.
 """
