@@ -42,7 +42,7 @@ WAYS: dict[str, list[str]] = {
     "averaging, H = 32": ["averaging", *SHARES, "--average-every", "32"],
     "downpour, push 1": ["downpour", "--optimizer", "sgd"],
     "downpour, push 5": ["downpour", "--optimizer", "sgd", "--push-every", "5"]
-    + ["--fetch-every", "5"],
+    + ["--fetch-every", "5", "--lr", "0.004"],  # five gradients make a push: 0.01 diverges
 }
 TASKS: dict[str, tuple[float, list[str]]] = {
     "mnist": (0.985, ["--network", "lenet", "--epochs", "6", "--batch-size", "64", "--lr", "0.01"]),
@@ -86,8 +86,10 @@ def run(
     command += [*arguments, "--seed", str(seed), "--cluster", str(folder / "cluster.toml")]
     command += ["--out", str(out), "--strategy", *WAYS[way]]
     environment = inside.environment() | {"XDG_CACHE_HOME": str(folder / "cache")}
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    training = inside.start("a", command, env=environment, **silent)
+    with (folder / "complaints").open("w") as complaints:
+        training = inside.start(
+            "a", command, env=environment, stdout=subprocess.DEVNULL, stderr=complaints
+        )
     stopped = False
     while training.poll() is None:
         if not stopped and has_reached(out, target):
@@ -95,7 +97,7 @@ def run(
             stopped = True
         time.sleep(0.5)
     if training.returncode and not stopped:
-        raise SystemExit(f"convoy train: {way} failed")
+        raise SystemExit(f"convoy train: {way} failed:\n{(folder / 'complaints').read_text()}")
     points = curve(out)
     rows = read_lines(out / "steps.jsonl")
     behind = [row["staleness"] for row in rows if row.get("staleness") is not None]

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+)
 
 from convoy.errors import ConvoyError, CrewError
 from convoy.runtime.events import Event
@@ -17,7 +23,7 @@ from convoy.runtime.placement import Place
 from convoy.runtime.pool import Pool
 
 START_TIMEOUT_S = 120.0
-GONE = (RayActorError, ObjectLostError)
+GONE = (RayActorError, ObjectLostError, ActorUnschedulableError)
 """What Ray raises for an answer that died with its process or its machine."""
 
 

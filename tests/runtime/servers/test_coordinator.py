@@ -297,6 +297,29 @@ def test_epochs_before_a_resumption_are_not_judged_again() -> None:
     go(program())
 
 
+def test_one_that_is_forgotten_while_it_waits_gets_nothing() -> None:
+    """Its call goes on though nobody hears the answer; what it took would never be done."""
+
+    async def program() -> None:
+        coordinator = await assigned(num_steps=8, warm_start=4)
+        for replica in (0, 1):
+            await coordinator.join(replica)
+        first = await coordinator.lease(0)
+        assert first is not None
+        waiting = asyncio.create_task(coordinator.wait_for_lease(1))
+        await asyncio.sleep(0)
+        await coordinator.forget(1)
+        assert (await waiting).ends
+        done = list(first.steps)
+        await coordinator.done(0, done, 1.0)
+        while not (lease := await coordinator.lease(0)).ends:  # type: ignore[union-attr]
+            done += lease.steps  # type: ignore[union-attr]
+            await coordinator.done(0, lease.steps, 1.0)  # type: ignore[union-attr]
+        assert sorted(done) == list(range(8))
+
+    go(program())
+
+
 def test_where_the_shards_are_now() -> None:
     async def program() -> None:
         coordinator = await assigned()
@@ -322,7 +345,7 @@ def test_who_waits_for_something_to_do_is_not_at_work() -> None:
         assert await coordinator.at_work() == (0,)
         await coordinator.done(0, [0], 0.1)
         assert (await other).ends
-        assert await coordinator.at_work() == (0, 1)
+        assert await coordinator.at_work() == (0,)  # nor who has been told that all is done
 
     go(program())
 

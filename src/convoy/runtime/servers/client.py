@@ -34,7 +34,9 @@ from convoy.strategies.push_codec import Encoder, Wire, from_array
 from convoy.strategies.server import Push
 
 PATIENCE_S = 120.0
-"""How long a shard may take to be there again."""
+"""How long a shard may take to be there again, and"""
+HELD_PATIENCE_S = 3600.0
+"""to answer a push that a bound on staleness may hold back, while others judge or are slow."""
 LOOK_S = 0.5
 """How often a replica that waits for an answer asks whether the shard still is the one it knows."""
 LINGER_MS = 1000
@@ -87,6 +89,7 @@ class ShardClient:
         wire: Wire,
         model: nn.Module,
         depth: int,
+        patience_s: float | None = None,
     ) -> None:
         """Take part as `replica`.
 
@@ -96,8 +99,10 @@ class ShardClient:
             where: where they are at first.
             pieces: by shard, what it holds.
             depth: exchanges that may be unanswered after `settle`.
+            patience_s: how long an answer may take; `PATIENCE_S` if None.
         """
         self.depth = depth
+        self._patience_s = PATIENCE_S if patience_s is None else patience_s
         self._replica, self._session, self._look_up = replica, session, look_up
         self._where, self._pieces, self._wire = where, pieces, wire
         self._pushed = [0] * len(pieces)
@@ -208,16 +213,16 @@ class ShardClient:
 
     def _answer(self, index: int, call: Call) -> Answer:
         """The shard's answer; of a shard that has died, its successor's to the same question."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + self._patience_s
         while call.ticket not in self._come:
             if self._collect(index, LOOK_S):
                 continue
             if self._look_for_successors():
-                deadline = time.monotonic() + PATIENCE_S
+                deadline = time.monotonic() + self._patience_s
             elif time.monotonic() > deadline:
                 raise CrewError(
                     f"shard {index} of the parameters ({self._where.endpoints[index]}) has not "
-                    f"answered replica {self._replica} for {PATIENCE_S:.0f} s"
+                    f"answered replica {self._replica} for {self._patience_s:.0f} s"
                 )
         self._outstanding[index].remove(call)
         return self._come.pop(call.ticket)

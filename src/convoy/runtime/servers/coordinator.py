@@ -154,7 +154,8 @@ class Coordinator:
         return {replica: 1 / s for replica, s in self._seconds.items() if s > 0}
 
     def _offer(self, replica: int) -> Lease | None:
-        if self._stopped or self._leases.finished:
+        if self._stopped or self._leases.finished or replica not in self._active:
+            self._active.discard(replica)  # one that is forgotten may still ask, and gets nothing
             return Lease(ends=True)
         warm = self._of.first_step + self._of.warm_start - self._leases.low
         if warm > 0 and replica != min(self._active, default=replica):

@@ -30,7 +30,8 @@ from convoy.runtime.pool import Pool
 from convoy.runtime.servers.coordinator import Assignment, Coordinator
 from convoy.runtime.servers.fleet_log import FleetLog
 from convoy.runtime.servers.replica_keeper import POLL_S, ReplicaKeeper
-from convoy.runtime.servers.shard_keeper import ANSWER_S, START_S, Progress, ShardKeeper
+from convoy.runtime.servers.shard_handle import Progress
+from convoy.runtime.servers.shard_keeper import ANSWER_S, START_S, ShardKeeper
 from convoy.runtime.servers.whole import network_in
 from convoy.state import Tensors
 from convoy.strategies import Plan
@@ -48,7 +49,7 @@ class Fleet:
     layout: ServerLayout
     terms: ServerTerms
     places: Sequence[Place]
-    """By rank of the plan."""
+    """By rank of the plan, then those that are left over and take a lost one's place."""
     network: Tensors
     """State dict before the first step."""
     log: FleetLog
@@ -172,7 +173,8 @@ class Fleet:
                     f"{self.shards.how_to_go_on()}"
                 )
             calls = [*self.replicas.calls, *(shard.serving for shard in self.shards.shards)]
-            done, _ = ray.wait(calls, num_returns=1, timeout=POLL_S)
+            ray.wait(calls, num_returns=1, timeout=POLL_S)
+            done, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
             self.replicas.drain()  # what replicas know of a shard's last version, among others
             for shard in [shard for shard in self.shards.shards if shard.serving in done]:
                 self.shards.restore(shard)

@@ -10,7 +10,7 @@ import json
 import os
 import statistics
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,8 +42,8 @@ class Tally:
     """Samples that were used once more, since what became of them was lost or not known."""
     staleness: Counter[int] = field(default_factory=Counter)
     """Pushes by how many versions they were behind."""
-    by_rank: Counter[int] = field(default_factory=Counter)
-    """Samples of the steps that it had a part in."""
+    by_rank: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
+    """Samples, those of a replica of several devices by their parts of the work."""
 
 
 class FleetLog:
@@ -57,7 +57,14 @@ class FleetLog:
         num_steps: int,
         observer: Observer,
         timeline: Timeline,
+        *,
+        parts: Sequence[float] = (1.0,),
     ) -> None:
+        """Begin, or go on with what is in the folder.
+
+        Args:
+            parts: of a replica's work, each of its devices'.
+        """
         self.folder = folder
         self.board = Board(folder.tensorboard)
         self.tally = Tally()
@@ -72,6 +79,7 @@ class FleetLog:
         self._observer, self._timeline = observer, timeline
         drop_unfinished(folder.steps)
         self._file = folder.steps.open("a", encoding="utf-8")
+        self._parts = parts
         self._seen: set[int] = set()
         self._ends: deque[float] = deque(maxlen=WINDOW + 1)
         self._skew: dict[int, float] = {}
@@ -153,7 +161,8 @@ class FleetLog:
         """Write a line; what is in it besides what the replica reported follows from it."""
         for shard, version in row.pop("versions").items():
             self.versions[shard] = max(self.versions.get(shard, (0, 0)), tuple(version))
-        self.tally.by_rank[row["rank"]] += row.pop("step_samples")
+        part = self._parts[row["position"]]
+        self.tally.by_rank[row["rank"]] += row.pop("step_samples") * part
         row["epoch"] = self._order.epoch_of(row["step"])
         row["time"] = row["time"] - self._skew.get(row["rank"], 0.0)
         row["wait_s"] = min(row["blocked_s"], row.pop("held_s") or 0.0)

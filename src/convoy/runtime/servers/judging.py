@@ -13,7 +13,7 @@ from convoy.strategies.shares import cut
 
 
 def judge(
-    tensors: Tensors, members: Sequence[MemberHandle], weights: Sequence[int], num_samples: int
+    tensors: Tensors, members: Sequence[MemberHandle], weights: Sequence[float], num_samples: int
 ) -> tuple[dict[str, float], list[MemberHandle]]:
     """What a member does not answer, another does.
 

@@ -27,13 +27,20 @@ REST_S = 20.0
 class Paces:
     """Of machines, by the rank that each has."""
 
-    def __init__(self) -> None:
+    def __init__(self, team: int = 1) -> None:
+        """Where `team` ranks that follow one another are one replica, each with a part of its own:
+        only those with the same part are compared."""
+        self._team = team
         self._steps: dict[int, deque[float]] = {}
         self._moved: dict[int, float] = {}
 
     def note(self, rank: int, compute_s: float) -> None:
         """A rank has computed a step in so long."""
         self._steps.setdefault(rank, deque(maxlen=REMEMBERED)).append(compute_s)
+
+    def forget(self, rank: int) -> None:
+        """A rank's process is gone: one that comes in its place is measured anew."""
+        self._steps.pop(rank, None)
 
     def seconds(self, rank: int) -> float | None:
         """What a step takes a rank now; None if it has not done any."""
@@ -62,7 +69,11 @@ class Paces:
             rests = now - self._moved.get(server, -REST_S) < REST_S
             if rests or own is None or not self.is_slow(home):
                 continue
-            others = {rank: s for rank, s in times.items() if s is not None and rank != home}
+            others = {
+                rank: s
+                for rank, s in times.items()
+                if s is not None and rank != home and (rank - home) % self._team == 0
+            }
             best = min(others, key=lambda rank: others[rank], default=None)
             if best is not None and others[best] * WORTH_MOVING < own:
                 self._moved[server] = now

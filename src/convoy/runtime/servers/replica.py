@@ -25,10 +25,11 @@ from torch import Tensor
 from convoy import state
 from convoy.comm import Comm, PeerLostError
 from convoy.errors import DivergedError
+from convoy.runtime.evaluation import EVALUATION_BATCH
 from convoy.runtime.events import EventSink
 from convoy.runtime.formation import Outcome
 from convoy.runtime.layout import set_layout
-from convoy.runtime.servers.client import ShardClient
+from convoy.runtime.servers.client import HELD_PATIENCE_S, PATIENCE_S, ShardClient
 from convoy.runtime.servers.commands import Command, asked, told
 from convoy.runtime.servers.messages import Whereabouts
 from convoy.runtime.servers.noting import Begun, Noting
@@ -38,6 +39,9 @@ from convoy.strategies import Batch, Pending, Plan, Rank
 from convoy.strategies.base import Parts
 from convoy.strategies.server import ServerLayout, ServerTerms
 from convoy.strategies.shares import cut
+
+COMPANY_S = 5.0
+"""How often a replica's first device, while it waits, tells the others that it is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,7 @@ class Replica:
             store: where the devices of this replica meet, if there are several.
         """
         trainee.model.load_state_dict(tensors)
+        trainee.model.zero_grad(set_to_none=True)  # a replica that was lost may have left some
         self._trainee, self._orders, self._sink, self._store = trainee, orders, sink, store
         self._begun: deque[Begun] = deque()
         self._began_s = 0.0
@@ -105,6 +110,7 @@ class Replica:
             wire=orders.terms.wire,
             model=trainee.model,
             depth=orders.terms.depth,
+            patience_s=PATIENCE_S if orders.terms.bound is None else HELD_PATIENCE_S,
         )
 
     def run(self) -> Outcome:
@@ -181,7 +187,7 @@ class Replica:
     def _batches(self) -> Iterator[Batch]:
         orders, own = self._orders, None
         if orders.position == 0:
-            patience_s = self._trainee.job.settings.timeout_s / 4
+            patience_s = min(COMPANY_S, self._trainee.job.settings.timeout_s / 4)
             own = asked(orders.coordinator, orders.replica, patience_s)
         for command in told(self._comm, own):
             if command.kind == "step":
@@ -190,6 +196,8 @@ class Replica:
                 self._pause()
             elif command.kind == "fetch":
                 self._server.fetch()
+            elif command.kind == "wait" and orders.terms.bound is not None:
+                self._server.rest()  # to a shard's successor that does not know it
             elif command.kind == "judge":
                 self._judge(command.step)
         self._last_buffers = self._final_buffers()
@@ -218,9 +226,18 @@ class Replica:
     def _parts(self) -> Parts | None:
         return self._rank.parts if self._rank else None
 
-    def _whole(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
         """Within it this device has all of the network."""
-        return self._parts.whole() if self._parts is not None else contextlib.nullcontext()
+        if self._parts is None:
+            yield
+            return
+        self._last_buffers = self.buffers()  # while tensors are brought together
+        try:
+            with self._parts.whole():
+                yield
+        finally:
+            self._last_buffers = None
 
     def _final_buffers(self) -> Tensors:
         with self._whole():
@@ -230,13 +247,18 @@ class Replica:
         """Judge the newest weights, each device on a part of the test set."""
         self._server.finish()
         self._server.fetch()
-        trainee, comm = self._trainee, self._comm
-        counts = cut(len(trainee.data.test), [1] * comm.world_size)
-        first = sum(counts[: comm.rank])
+        trainee, comm, found = self._trainee, self._comm, torch.zeros(3, dtype=torch.float64)
+        total = len(trainee.data.test)
+        # Some at a time: whoever is faster waits for the others no longer than one of these takes.
+        block = total if comm.world_size == 1 else comm.world_size * EVALUATION_BATCH
         with self._whole():
-            sums = trainee.evaluation(range(first, first + counts[comm.rank]), self._layout)
-        found = torch.tensor([sums.correct, sums.loss_sum, sums.samples], dtype=torch.float64)
-        comm.all_reduce(found)
+            for begin in range(0, total, block):
+                counts = cut(min(block, total - begin), [1] * comm.world_size)
+                first = begin + sum(counts[: comm.rank])
+                sums = trainee.evaluation(range(first, first + counts[comm.rank]), self._layout)
+                part = torch.tensor([sums.correct, sums.loss_sum, sums.samples]).double()
+                comm.all_reduce(part)
+                found += part
         if self._orders.position == 0:
             correct, loss_sum, samples = found.tolist()
             self._sink.evaluation(

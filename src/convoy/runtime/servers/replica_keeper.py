@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError
 
+from convoy.errors import CrewError
 from convoy.runtime.events import Event
 from convoy.runtime.formation import Job
 from convoy.runtime.member_handle import GONE, MemberHandle, dismiss, fetch, hire
@@ -37,6 +38,7 @@ from convoy.strategies import Plan
 from convoy.strategies.server import ServerLayout, ServerTerms
 
 POLL_S = 0.2
+FRUITLESS_REPLICAS = 5
 
 
 @dataclass
@@ -48,7 +50,7 @@ class ReplicaKeeper:
     layout: ServerLayout
     terms: ServerTerms
     places: Sequence[Place]
-    """By rank of the plan; those that come later are added."""
+    """By rank of the plan, then those that are left over; those that come later are added."""
     network: Tensors
     """State dict as known here: before the first step, and whatever no shard holds since."""
     log: FleetLog
@@ -65,16 +67,19 @@ class ReplicaKeeper:
     """At work, by replica."""
     resting: list[MemberHandle] = field(default_factory=list)
     """Those that have found nothing left to do."""
-    paces: Paces = field(default_factory=Paces)
+    paces: Paces = field(init=False)
     recruits: Recruits = field(init=False)
     _bench: Bench = field(init=False)
     _next_replica: int = 0
     _reported: dict[tuple[int, int], list[float]] = field(default_factory=lambda: defaultdict(list))
     """By replica and step: seconds that its devices took, of those whose records have come."""
+    _fruitless: int = 0
+    """Replicas in a row whose devices lost touch, without a step done in between."""
     _job_reference: Any = None
 
     def __post_init__(self) -> None:
         self._job_reference = ray.put(self.job)
+        self.paces = Paces(self.layout.team)
         self.recruits = Recruits(self.observer, self.hire)
         self._bench = Bench(size=self.layout.team, position_of=self._position_of)
 
@@ -108,9 +113,9 @@ class ReplicaKeeper:
             return
         numbers = [self._next_replica + i for i in range(len(teams))]
         self._next_replica += len(teams)
+        ray.get([self.coordinator.join.remote(number) for number in numbers], timeout=START_S)
         if self.terms.bound is not None:
             self.shards.join(numbers)
-        ray.get([self.coordinator.join.remote(number) for number in numbers], timeout=START_S)
         where = self.shards.where()
         tensors = ray.put(self.current_network())
         for number, members in zip(numbers, teams, strict=True):
@@ -187,6 +192,7 @@ class ReplicaKeeper:
             if kind != "record":
                 continue
             replica, step = content["replica"], content["step"]
+            self._fruitless = 0
             self.paces.note(content["rank"], content["compute_s"])
             reported = self._reported[replica, step]
             reported.append(content["wall_s"])
@@ -226,30 +232,38 @@ class ReplicaKeeper:
         back = ray.get(self.coordinator.forget.remote(team.number), timeout=ANSWER_S)
         lost = [member.place.machine for member in gone or left]
         self.losses.append({"step": self.progress()[0], "lost": lost, "again": len(back)})
-        others = f", and {', '.join(m.place.machine for m in left)} with it" if left else ""
-        self.observer.say(
-            f"{', '.join(lost)} lost its replica{others if gone else ''}; of its steps {len(back)} "
-            "are leased again",
-            "warning",
-        )
+        others = ", ".join(member.place.machine for member in left)
+        what = f"{', '.join(lost)} lost its replica" + (f", and {others} with it" if left else "")
+        if not gone:
+            what = f"{others} lost touch with each other, and their replica begins anew"
+            self._fruitless += 1
+        self.observer.say(f"{what}; of its steps {len(back)} are leased again", "warning")
+        if self._fruitless > FRUITLESS_REPLICAS:
+            raise CrewError(
+                f"{others} have lost touch {self._fruitless} times without doing a step. `convoy "
+                f"doctor` tells whether they reach each other. {self.shards.how_to_go_on()}"
+            )
         if stopping:
             self._bench.members += left
             return
         for member in gone:
+            self.paces.forget(self._rank_of(member.place))
             self.recruits.replace(member)
         self.welcome(left)
 
     def look_for_machines(self) -> None:
         """Machines that have come since, or have come back, get a replica."""
         nodes = {place.node_id for place in self.places}
+        taken: set[int] = set()
         for found in self.find_places():
             if found.node_id in nodes:
                 continue
-            former = [p.index for p in self.places if p.machine == found.machine]
-            index = former[0] if former else 1 + max(p.index for p in self.places)
+            known = [p for p in self.places if p.machine == found.machine and p.index not in taken]
+            index = known[0].index if known else 1 + max(p.index for p in self.places)
+            taken.add(index)
             place = replace(found, index=index)
             kept = [place if p.index == index else p for p in self.places]
-            self.places = self.shards.places = kept if former else [*kept, place]
+            self.places = self.shards.places = kept if known else [*kept, place]
             self.recruits.members.append(self.hire(place))
 
     def judge(self, tensors: Tensors) -> bool:

@@ -12,14 +12,14 @@ from convoy.runtime.concluding import announce, leave_network, machines_of
 from convoy.runtime.deciding import Decision
 from convoy.runtime.interrupt import Interrupt
 from convoy.runtime.observer import Observer
-from convoy.runtime.placement import places_now
+from convoy.runtime.placement import Place, places_now
 from convoy.runtime.pool import Pool
 from convoy.runtime.preparation import Preparation, last_generation, open_folder
 from convoy.runtime.servers.fleet import Fleet
 from convoy.runtime.servers.fleet_log import FleetLog, Tally, pace_of
 from convoy.state import Tensors, copy_of
 from convoy.strategies import Plan
-from convoy.strategies.server import ServerTerms
+from convoy.strategies.server import ServerLayout, ServerTerms
 
 
 def run_with_servers(
@@ -47,13 +47,14 @@ def run_with_servers(
         preparation.num_steps,
         observer,
         preparation.timeline,
+        parts=_parts_of_a_replica(plan, layout),
     )
     fleet = Fleet(
         job=preparation.job,
         plan=plan,
         layout=layout,
         terms=terms,
-        places=[decision.places[worker.index] for worker in plan.problem.workers],
+        places=_places(decision, plan),
         network=copy_of(preparation.network.to(preparation.dtype).state_dict()),
         log=log,
         observer=observer,
@@ -90,11 +91,8 @@ def _conclude(
     evaluation = log.evaluation
     ranks = _rank_times(log.rows)
     machines = machines_of(fleet.plan)
-    team, portions = fleet.layout.team, fleet.plan.portions
     for rank, machine in enumerate(machines):
-        first = rank - rank % team
-        within = portions[rank] / sum(portions[first : first + team])  # its replica
-        machine["share"] = within * tally.by_rank[rank] / max(1, tally.samples)
+        machine["share"] = tally.by_rank[rank] / max(1, tally.samples)
     known = fleet.replicas.places[len(machines) :]
     machines += [
         {"name": place.machine, "device": place.device, "samples": None}
@@ -134,6 +132,19 @@ def _conclude(
     )
     leave_network(preparation, log.board, tensors, result, observer)
     return result
+
+
+def _places(decision: Decision, plan: Plan) -> list[Place]:
+    """By rank of the plan, then those that it has no use for unless one of these is lost."""
+    planned = [worker.index for worker in plan.problem.workers]
+    left_over = [index for index in decision.taking_part if index not in planned]
+    return [decision.places[index] for index in [*planned, *left_over]]
+
+
+def _parts_of_a_replica(plan: Plan, layout: ServerLayout) -> tuple[float, ...]:
+    """Of a replica's work, each device's part."""
+    first = plan.portions[: layout.team]
+    return tuple(portion / sum(first) for portion in first)
 
 
 def _servers(fleet: Fleet, tally: Tally) -> dict[str, Any]:

@@ -67,6 +67,10 @@ class ShardState:
     """By key of the optimizer's state: [elements], or a scalar."""
     applied: dict[int, int] = field(default_factory=dict)
     """By replica: the number of its last push that is in them."""
+    pushes: int = 0
+    """Applied so far, and"""
+    apply_s: float = 0.0
+    """in how many seconds."""
 
 
 @dataclass
@@ -101,7 +105,7 @@ class Shard:
             kept = {key: value.clone() for key, value in orders.state.optimizer.items()}
             self._optimizer.state[self._rows] = kept
         self._gate: UpdateGate[_Waiting] = UpdateGate(orders.terms.bound, orders.state.version)
-        self._pushes, self._apply_s = 0, 0.0
+        self._pushes, self._apply_s = orders.state.pushes, orders.state.apply_s
         self._applied, self._retired = dict(orders.state.applied), False
         return endpoint
 
@@ -195,6 +199,8 @@ class Shard:
             weights=self._rows.detach().clone(),
             optimizer={k: v.detach().clone() for k, v in state.items() if isinstance(v, Tensor)},
             applied=dict(self._applied),
+            pushes=self._pushes,
+            apply_s=self._apply_s,
         )
 
     async def ready(self) -> None:
@@ -206,6 +212,8 @@ class Shard:
         if self._socket is not None:
             self._socket.close(linger=LINGER_MS)
             self._socket, self._endpoint = None, ""
+        for task in list(self._tasks):  # whoever waits for an answer asks the successor
+            task.cancel()
         return await self.snapshot()
 
     async def facts(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from convoy.runtime.pool import Pool
 from convoy.runtime.run_folder import RunFolder
 from convoy.runtime.servers.messages import Whereabouts
 from convoy.runtime.servers.shard import Shard, ShardOrders, ShardState
+from convoy.runtime.servers.shard_handle import Move, Moving, Progress, Restoration, ShardHandle
 from convoy.runtime.servers.whole import parts_of, whole_of
 from convoy.runtime.settings import TrainSettings, to_values
 from convoy.state import Tensors, broken
@@ -36,57 +37,8 @@ from convoy.version import __version__
 ANSWER_S = 60.0
 START_S = 120.0
 """Processes import torch before they answer."""
-
-
-@dataclass
-class ShardHandle:
-    """The driver's view of one shard."""
-
-    index: int
-    actor: Any
-    loaded: Any
-    """Gives its endpoint once it has its state."""
-    node_id: str
-    home: int
-    """The rank on whose machine it is."""
-    serving: Any = None
-    """Ends when the shard does."""
-    incarnation: int = 0
-    endpoint: str = ""
-    """Where it listens, once it has its state."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Restoration:
-    """A shard that died and was started again."""
-
-    shard: int
-    lost_updates: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Move:
-    """A shard that went to another machine."""
-
-    shard: int
-    to: str
-    """The machine."""
-    seconds: float
-    """For which nobody served."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far training is when a snapshot is taken."""
-
-    low: int
-    """All steps before it are done."""
-    beyond: tuple[int, ...]
-    """And these."""
-    shares: tuple[int, ...]
-    layout: str | None
-    """The memory format in use."""
+ATTEMPTS = 3
+"""How often a shard may die while it starts."""
 
 
 @dataclass
@@ -116,21 +68,32 @@ class ShardKeeper:
     shards: list[ShardHandle] = field(default_factory=list)
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
     _snapshot: list[ShardState] = field(default_factory=list)
-    _moving: dict[int, tuple[Place, int, Any, Any]] = field(default_factory=dict)
-    """By shard: where to, the rank there, the process, and what ends once that is there."""
+    _moving: dict[int, Moving] = field(default_factory=dict)
+    """By shard."""
 
     def start(self, tensors: Mapping[str, Any], versions: Sequence[int]) -> None:
         """Have shards load their parts of a whole state; `tell` has to follow."""
         self._snapshot = parts_of(tensors, self.layout.pieces, versions)
         for index, state in enumerate(self._snapshot):
             home = self.layout.homes[index]
-            self.shards.append(self._start(index, state, self.places[home].node_id, home))
+            self.shards.append(self._start(index, state, home))
 
     def tell(self) -> None:
         """Have the coordinator know where shards are, once they have their states."""
-        for shard in self.shards:
-            with contextlib.suppress(*GONE):  # who dies meanwhile is noticed in a moment
-                shard.endpoint = ray.get(shard.loaded, timeout=START_S)
+        for index in range(len(self.shards)):
+            for _ in range(ATTEMPTS):
+                with contextlib.suppress(*GONE):
+                    shard = self.shards[index]
+                    shard.endpoint = shard.endpoint or ray.get(shard.loaded, timeout=START_S)
+                    break
+                state, home = self._snapshot[index], self._living(shard.home)
+                self.shards[index] = self._start(index, state, home)
+                self.shards[index].incarnation = shard.incarnation + 1
+            else:
+                raise CrewError(
+                    f"shard {index} of the parameters died {ATTEMPTS} times while it started. "
+                    f"{self.how_to_go_on()}"
+                )
             shard.serving = shard.serving or shard.actor.serve.remote()
         ray.get(self.coordinator.set_shards.remote(self.where()), timeout=START_S)
 
@@ -143,8 +106,10 @@ class ShardKeeper:
         )
 
     def join(self, replicas: Sequence[int]) -> None:
-        """All shards know of these replicas when this returns."""
-        ray.get([s.actor.join.remote(replicas) for s in self.shards], timeout=START_S)
+        """All shards know of these replicas when this returns; a dead one's successor will."""
+        for call in [shard.actor.join.remote(replicas) for shard in self.shards]:
+            with contextlib.suppress(*GONE):
+                ray.get(call, timeout=START_S)
 
     def forget(self, replica: int) -> None:
         """Nothing waits for `replica` any more."""
@@ -154,14 +119,10 @@ class ShardKeeper:
     def restore(self, dead: ShardHandle) -> None:
         """Start a shard again from its last snapshot, on its machine or another."""
         began = time.monotonic()
-        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         state = self._snapshot[dead.index]
         known, newest = self.versions.get(dead.index, (0, 0))
         lost = max(0, newest - state.version) if known == dead.incarnation else 0
-        ranks = [r for r, place in enumerate(self.places) if place.node_id in alive]
-        home = dead.home if dead.home in ranks else next(iter(ranks), dead.home)
-        node_id = self.places[home].node_id if ranks else alive[0]
-        self._succeed(dead, self._start(dead.index, state, node_id, home))
+        self._succeed(dead, self._start(dead.index, state, self._living(dead.home)))
         seconds = time.monotonic() - began
         self.restorations.append(Restoration(shard=dead.index, lost_updates=lost, seconds=seconds))
         self.observer.say(
@@ -175,29 +136,35 @@ class ShardKeeper:
         place = self.places[rank]
         if index not in self._moving and self.shards[index].node_id != place.node_id:
             actor = self.pool.take_server(Shard, place.node_id)
-            self._moving[index] = (place, rank, actor, actor.ready.remote())
+            ready = actor.ready.remote()
+            self._moving[index] = Moving(place=place, rank=rank, actor=actor, ready=ready)
 
     def settle_moves(self) -> None:
         """Let those go for whom a process is there. Nothing is lost, and nothing done twice."""
-        for index, (place, rank, actor, ready) in list(self._moving.items()):
-            if not ray.wait([ready], timeout=0)[0]:
+        for index, moving in list(self._moving.items()):
+            if not ray.wait([moving.ready], timeout=0)[0]:
                 continue
             del self._moving[index]
             began, former = time.monotonic(), self.shards[index]
             try:
-                ray.get(ready)
+                ray.get(moving.ready)
                 state = ray.get(former.actor.retire.remote(), timeout=ANSWER_S)
-            except (*GONE, GetTimeoutError):  # whoever of the two has died is noticed elsewhere
-                ray.kill(actor)
+            except GONE:  # if it is the former, that is about to be noticed
+                ray.kill(moving.actor)
                 continue
-            self._succeed(former, self._start(index, state, place.node_id, rank, actor))
+            except GetTimeoutError:  # it answers nobody any more: as good as dead
+                ray.kill(moving.actor)
+                ray.kill(former.actor)
+                continue
+            self._snapshot[index] = state
+            self._succeed(former, self._start(index, state, moving.rank, moving.actor))
             former.actor.end.remote()
             self.pool.give_back_server(Shard, former.node_id, former.actor)
-            seconds = time.monotonic() - began
-            self.moves.append(Move(shard=index, to=place.machine, seconds=seconds))
+            seconds, machine = time.monotonic() - began, moving.place.machine
+            self.moves.append(Move(shard=index, to=machine, seconds=seconds))
             self.observer.say(
                 f"{self.places[former.home].machine} has become slow: shard {index} of the "
-                f"parameters went to {place.machine} within {seconds:.1f} s"
+                f"parameters went to {machine} within {seconds:.1f} s"
             )
 
     def keep(self, network: Tensors, progress: Progress, *, last: bool = False) -> None:
@@ -260,14 +227,20 @@ class ShardKeeper:
 
     def give_back(self) -> None:
         """For whoever trains next."""
-        ray.get([shard.actor.end.remote() for shard in self.shards], timeout=ANSWER_S)
-        for shard in self.shards:
-            self.pool.give_back_server(Shard, shard.node_id, shard.actor)
+        for shard, call in [(s, s.actor.end.remote()) for s in self.shards]:
+            try:
+                ray.get(call, timeout=ANSWER_S)
+            except (*GONE, GetTimeoutError):  # all it had is in the snapshot
+                ray.kill(shard.actor)
+            else:
+                self.pool.give_back_server(Shard, shard.node_id, shard.actor)
         self.shards = []
 
     def end(self) -> None:
         """End the shards that have not been given back."""
-        for actor in [shard.actor for shard in self.shards] + [m[2] for m in self._moving.values()]:
+        for actor in [shard.actor for shard in self.shards] + [
+            m.actor for m in self._moving.values()
+        ]:
             ray.kill(actor)
 
     def last_good(self) -> str:
@@ -294,13 +267,12 @@ class ShardKeeper:
             successor.actor.join.remote(list(at_work))
         self.tell()
 
-    def _start(
-        self, index: int, state: ShardState, node_id: str, home: int, actor: Any = None
-    ) -> ShardHandle:
+    def _start(self, index: int, state: ShardState, home: int, actor: Any = None) -> ShardHandle:
+        node_id = self.places[home].node_id
         orders = ShardOrders(
             index=index,
             session=self.session,
-            address=self._address_of(node_id),
+            address=self.places[home].address,
             settings=self.settings,
             terms=self.terms,
             state=state,
@@ -309,8 +281,10 @@ class ShardKeeper:
         loaded = actor.load.remote(orders)
         return ShardHandle(index=index, actor=actor, loaded=loaded, node_id=node_id, home=home)
 
-    def _address_of(self, node_id: str) -> str:
-        """By which replicas reach a machine."""
-        known = [place.address for place in self.places if place.node_id == node_id]
-        nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-        return known[0] if known else str(nodes[node_id])
+    def _living(self, rank: int) -> int:
+        """`rank` if its machine lives, or the first one whose does."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        ranks = [r for r, place in enumerate(self.places) if place.node_id in alive]
+        if not ranks:
+            raise CrewError(f"no machine that takes part is left. {self.how_to_go_on()}")
+        return rank if rank in ranks else ranks[0]
