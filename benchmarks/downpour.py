@@ -2,12 +2,14 @@
 
     sudo python benchmarks/downpour.py throughput [--rounds 1] [--only CASE]
     sudo python benchmarks/downpour.py link
-    python benchmarks/downpour.py kills [--replicas 20] [--shards 10]
+    sudo python benchmarks/downpour.py prediction [--repeats 1]
+    python benchmarks/downpour.py kills [--replicas 20] [--shards 10] [--epochs 700]
 
 `throughput`: every machine alone, then `downpour`, Convoy's `data` and plain
 DistributedDataParallel over all, in turns; in one case a machine is slowed to a tenth in the
 middle. `link`: pushes and fetches of a network of 100 MB between two machines, beside what the link
-carries, and what a push costs a server beside one pass over its memory. `kills`: replicas and
+carries, and what a push costs a server beside one pass over its memory. `prediction`: how long a
+step is predicted and measured to be, by `convoy compare`. `kills`: replicas and
 shards killed at random moments.
 """
 
@@ -35,6 +37,7 @@ from common import RESULTS, median, write
 from convoy import lab
 from convoy.cluster import parse_cluster
 from convoy.runtime.observer import LogObserver
+from prediction import CLUSTERS, cluster_file, compare
 
 NETWORK, BATCH_SIZE, STEPS, SKIP = "cifar10-quick", 100, 160, 12
 DATA = "synthetic:3x32x32:10:{}"  # as many images as are used, so that nothing is judged
@@ -42,6 +45,11 @@ CASES: dict[str, tuple[tuple[float, ...], bool]] = {
     "1.0 + 0.5": ((1.0, 0.5), False),
     "0.6 + 0.6 + 0.3": ((0.6, 0.6, 0.3), False),
     "0.6 + 0.6 + 0.3, the second slowed to a tenth": ((0.6, 0.6, 0.3), True),
+}
+PREDICTED = {
+    "1.0 + 0.5, 1 Gbit/s": ("cifar10-quick", "lenet"),
+    "0.6 + 0.6 + 0.3, 1 Gbit/s": ("cifar10-quick",),
+    "0.6 + 0.6, 100 Mbit/s": ("cifar10-quick",),
 }
 SLOWED, SLOW_S = 0.1, 20.0
 """To which part of its speed, and for how long."""
@@ -188,6 +196,33 @@ def throughput(case: str, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def predicted(repeats: int) -> list[dict[str, Any]]:
+    """Predictions of `downpour` beside runs, each of a step of everyone's together."""
+    rows = []
+    for cluster, networks in PREDICTED.items():
+        cores, bandwidth = CLUSTERS[cluster]
+        with (
+            tempfile.TemporaryDirectory() as name,
+            lab.emulated(
+                parse_cluster(cluster_file(cores, bandwidth)), f"p{os.getpid() % 10**6}"
+            ) as inside,
+        ):
+            file = Path(name) / "cluster.toml"
+            file.write_text(cluster_file(cores, bandwidth))
+            for network in networks:
+                found = compare(
+                    *(inside, file, network, repeats, Path(name) / network.replace(":", "-")),
+                    strategies=("single", "downpour"),
+                )
+                for run in found["runs"]:
+                    rows.append(
+                        {"cluster": cluster, "network": network, "plan": run["label"]}
+                        | {"predicted ms": run["predicted_step_s"] * 1e3}
+                        | {"measured ms": run["measured_step_s"] * 1e3, "error": run["error"]}
+                    )
+    return rows
+
+
 def link() -> list[dict[str, Any]]:
     """A network of 100 MB between a server and a replica on two machines."""
     text = cluster_text((1.0, 0.9), "ab")
@@ -245,19 +280,20 @@ class Killer(LogObserver):
         self.random.choice(found).kill()
 
 
-def kills(replicas: int, shards: int) -> list[dict[str, Any]]:
-    """Kill so many of each in one run, beside an undisturbed one."""
+def kills(replicas: int, shards: int, epochs: int) -> list[dict[str, Any]]:
+    """Kill so many of each in one run, beside undisturbed ones with other seeds too."""
     common = {"network": "chavan:3-64-128-10", "dataset": "digits", "strategy": "downpour"}
-    common |= {"workers": 2, "shards": 2, "lr": 0.02, "snapshot_s": 2, "epochs": 350}
+    common |= {"workers": 2, "shards": 2, "lr": 0.02, "snapshot_s": 2, "epochs": epochs}
     victims = ["Member"] * replicas + ["Shard"] * shards
     random.Random(0).shuffle(victims)
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        for label, killer in (
-            ("undisturbed", Killer([], 0)),
-            ("killed", Killer(victims, 0)),
+        for label, seed, killer in (
+            *(("undisturbed", seed, Killer([], 0)) for seed in range(3)),
+            ("killed", 0, Killer(victims, 0)),
         ):
-            result = convoy.train(**common, observer=killer, out=str(Path(name) / label))
+            out = str(Path(name) / f"{label}-{seed}")
+            result = convoy.train(**common, seed=seed, observer=killer, out=out)
             assert result is not None
             assert result.servers is not None
             steps = read(result.folder / "steps.jsonl")
@@ -268,6 +304,7 @@ def kills(replicas: int, shards: int) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "run": label,
+                    "seed": seed,
                     "replicas killed": of_replicas,
                     "shards killed": len(killer.killed) - of_replicas,
                     "steps": len({row["step"] for row in steps}),
@@ -291,9 +328,11 @@ def kills(replicas: int, shards: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Do what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", choices=["throughput", "link", "kills"])
+    parser.add_argument("study", choices=["throughput", "link", "prediction", "kills"])
     parser.add_argument("--only", action="append", choices=list(CASES))
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=700, help="of the runs with deaths")
     parser.add_argument("--replicas", type=int, default=20)
     parser.add_argument("--shards", type=int, default=10)
     options = parser.parse_args()
@@ -307,9 +346,16 @@ def main() -> None:
             write("downpour_throughput", rows, about=f"{NETWORK}, batches of {BATCH_SIZE}.")
     elif options.study == "link":
         write("downpour_link", link(), about="100 MB of float32 between two machines, 1 Gbit/s.")
+    elif options.study == "prediction":
+        rows = predicted(options.repeats)
+        errors = [abs(row["error"]) for row in rows if row["plan"].startswith("downpour")]
+        about = f"Mean absolute error of downpour: {sum(errors) / len(errors):.1%}."
+        write("downpour_prediction", rows, about=about)
     else:
         about = "Digits, two replicas and two shards; replicas and shards killed at random."
-        write("downpour_kills", kills(options.replicas, options.shards), about=about)
+        write(
+            "downpour_kills", kills(options.replicas, options.shards, options.epochs), about=about
+        )
 
 
 if __name__ == "__main__":
