@@ -214,12 +214,12 @@ def predicted(repeats: int) -> list[dict[str, Any]]:
                     *(inside, file, network, repeats, Path(name) / network.replace(":", "-")),
                     strategies=("single", "downpour"),
                 )
-                for run in found["runs"]:
-                    rows.append(
-                        {"cluster": cluster, "network": network, "plan": run["label"]}
-                        | {"predicted ms": run["predicted_step_s"] * 1e3}
-                        | {"measured ms": run["measured_step_s"] * 1e3, "error": run["error"]}
-                    )
+                rows += [
+                    {"cluster": cluster, "network": network, "plan": run["label"]}
+                    | {"predicted ms": run["predicted_step_s"] * 1e3}
+                    | {"measured ms": run["measured_step_s"] * 1e3, "error": run["error"]}
+                    for run in found["runs"]
+                ]
     return rows
 
 
