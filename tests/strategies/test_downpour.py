@@ -88,7 +88,9 @@ def test_shards_are_beside_the_fastest_replicas_of_machines() -> None:
 def test_as_few_shards_as_keep_the_busiest_link_least_busy(
     speeds: tuple[float, ...], shards: int
 ) -> None:
-    assert planned(Downpour(), speeds).settled["shards"] == shards
+    large: dict[str, Any] = {"shapes": (("fc", (100, 100_000)),), "num_parameters": 10**7}
+    assert planned(Downpour(), speeds, **large).settled["shards"] == shards
+    assert planned(Downpour(), speeds).settled["shards"] == 1  # of little, not even that
 
 
 def test_more_shards_than_machines_go_round() -> None:
@@ -134,7 +136,7 @@ def test_a_network_of_unknown_shapes_is_cut_anywhere() -> None:
 def test_few_parameters_get_few_shards_unless_asked_for_more() -> None:
     changes: dict[str, Any] = {"shapes": (("scale", ()), ("bias", (1,))), "num_parameters": 2}
     weights = (1.0,) * 5
-    assert planned(Downpour(), weights, **changes).sizes == (1, 1)
+    assert planned(Downpour(), weights, **changes).sizes == (2,)
     with pytest.raises(
         UsageError, match=r"^--shards 5: 2 parameters in 2 tensors.*Give --shards 2 or fewer$"
     ):

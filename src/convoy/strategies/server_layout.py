@@ -23,7 +23,10 @@ from convoy.strategies.parameter_shards import Shard, divide, num_elements
 from convoy.strategies.server import ServerLayout
 
 MOST_SHARDS = 8
-"""For each place, that are made unasked."""
+"""For each place, that are made unasked, and"""
+LEAST_ELEMENTS = 1_000_000
+"""of each of these at least: smaller messages cost what they are and not what is in them, and every
+machine with a shard is one more on which all depend."""
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -62,7 +65,7 @@ def lay_out(
     """Cut the parameters of each place into shards, on the machines that have it.
 
     Args:
-        asked: how many shards; auto is as few as keep links least busy.
+        asked: how many shards; auto is as few as keep links least busy, and not small ones.
         place_of: by parameter, whose part of the network it is; that of the first otherwise.
 
     Raises:
@@ -73,7 +76,11 @@ def lay_out(
         parts[place_of.get(name, 0)][name] = shape
     if asked == "auto":
         counts = [
-            min(_rows(shapes), num_shards(replicas.machine_speeds(place)))
+            min(
+                _rows(shapes),
+                max(1, _elements(shapes) // LEAST_ELEMENTS),
+                num_shards(replicas.machine_speeds(place)),
+            )
             for place, shapes in enumerate(parts)
         ]
     else:

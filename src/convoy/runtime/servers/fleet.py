@@ -38,6 +38,8 @@ from convoy.strategies import Plan
 from convoy.strategies.server import ServerLayout, ServerTerms
 
 LOOK_FOR_MACHINES_S = 3.0
+SPARE_AFTER_S = 20.0
+"""After so long a run is worth a process that waits to replace a shard, and so is the next one."""
 
 
 @dataclass
@@ -165,6 +167,7 @@ class Fleet:
         """Until nobody is at work any more."""
         next_snapshot = time.monotonic() + self.terms.snapshot_s
         next_look = time.monotonic() + LOOK_FOR_MACHINES_S
+        next_spare = time.monotonic() + SPARE_AFTER_S
         stopping = False
         while self.replicas.teams or (self.replicas.recruits.members and not stopping):
             if ray_session.is_lost():
@@ -194,6 +197,9 @@ class Fleet:
             for index, rank in self.replicas.paces.moves(self.shards.where().homes, now):
                 self.shards.move(index, rank)
             self.shards.settle_moves()
+            if now > next_spare:
+                self.shards.keep_spare(self.replicas.paces.is_slow)
+                next_spare = now + SPARE_AFTER_S
             if self.replicas.recruits.any_ready():
                 self.replicas.welcome(self.replicas.recruits.take_ready())
             if now > next_snapshot:

@@ -48,7 +48,7 @@ class Move:
 
 @dataclass(frozen=True, kw_only=True)
 class Moving:
-    """Where a shard is to go, as soon as a process is there."""
+    """Where a shard is to go, or one may, as soon as a process is there."""
 
     place: Place
     rank: int

@@ -70,6 +70,8 @@ class ShardKeeper:
     _snapshot: list[ShardState] = field(default_factory=list)
     _moving: dict[int, Moving] = field(default_factory=dict)
     """By shard."""
+    _spare: Moving | None = None
+    """A process that is, or soon will be, ready to be any shard's successor."""
 
     def start(self, tensors: Mapping[str, Any], versions: Sequence[int]) -> None:
         """Have shards load their parts of a whole state; `tell` has to follow."""
@@ -122,7 +124,15 @@ class ShardKeeper:
         state = self._snapshot[dead.index]
         known, newest = self.versions.get(dead.index, (0, 0))
         lost = max(0, newest - state.version) if known == dead.incarnation else 0
-        self._succeed(dead, self._start(dead.index, state, self._living(dead.home)))
+        spare, self._spare = self._spare, None
+        successor: ShardHandle | None = None
+        if spare is not None:
+            with contextlib.suppress(*GONE):  # it may have gone with the shard's machine
+                ray.get(spare.ready, timeout=START_S)
+                successor = self._start(dead.index, state, spare.rank, spare.actor)
+        if successor is None:
+            successor = self._start(dead.index, state, self._living(dead.home))
+        self._succeed(dead, successor)
         seconds = time.monotonic() - began
         self.restorations.append(Restoration(shard=dead.index, lost_updates=lost, seconds=seconds))
         self.observer.say(
@@ -132,12 +142,36 @@ class ShardKeeper:
         )
 
     def move(self, index: int, rank: int) -> None:
-        """Have a shard go to the machine of `rank`, once a process is there; see `settle_moves`."""
+        """Have a shard go to the machine of `rank`, once a process is there; see `settle_moves`.
+
+        Or to where one is already.
+        """
+        if index in self._moving:
+            return
+        former, spare = self.shards[index].node_id, self._spare
+        if spare is not None and spare.place.node_id != former:
+            self._moving[index], self._spare = spare, None
+        elif self.places[rank].node_id != former:
+            self._moving[index] = self._summoned(rank)
+
+    def keep_spare(self, slow: Callable[[int], bool]) -> None:
+        """Have a process wait to be a shard's successor: starting one takes seconds.
+
+        It is on a machine without a shard, if there is one, and on none that is slow.
+        """
+        if self._spare is None:
+            homes = {shard.node_id for shard in self.shards}
+            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            ranks = [r for r, p in enumerate(self.places) if p.node_id in alive and not slow(r)]
+            others = [rank for rank in ranks if self.places[rank].node_id not in homes]
+            if ranks:
+                self._spare = self._summoned((others or ranks)[0])
+
+    def _summoned(self, rank: int) -> Moving:
+        """A process on its way to the machine of `rank`."""
         place = self.places[rank]
-        if index not in self._moving and self.shards[index].node_id != place.node_id:
-            actor = self.pool.take_server(Shard, place.node_id)
-            ready = actor.ready.remote()
-            self._moving[index] = Moving(place=place, rank=rank, actor=actor, ready=ready)
+        actor = self.pool.take_server(Shard, place.node_id)
+        return Moving(place=place, rank=rank, actor=actor, ready=actor.ready.remote())
 
     def settle_moves(self) -> None:
         """Let those go for whom a process is there. Nothing is lost, and nothing done twice."""
@@ -237,10 +271,9 @@ class ShardKeeper:
         self.shards = []
 
     def end(self) -> None:
-        """End the shards that have not been given back."""
-        for actor in [shard.actor for shard in self.shards] + [
-            m.actor for m in self._moving.values()
-        ]:
+        """End the shards that have not been given back, and who waits to be one."""
+        waiting = [*self._moving.values(), *([self._spare] if self._spare else [])]
+        for actor in [*(s.actor for s in self.shards), *(m.actor for m in waiting)]:
             ray.kill(actor)
 
     def last_good(self) -> str:
