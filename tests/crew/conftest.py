@@ -13,16 +13,20 @@ from .processes import HERE, PATIENCE_S, Harbour, Program
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each wait within a test has its own end; the test as a whole has that of several.
 
-    Tests with crews take long, and come first. Two processes, which get half of the tests each,
-    have as many of them, and end with short ones: so neither waits long for the other.
+    Tests with crews take long, and come first. Of two processes, which get half of the tests each,
+    one has those that share a Ray and the other those that start their own; both end with short
+    ones, so that neither waits long for the other.
     """
-    for item in items:
-        if item.path.parent == HERE:
-            item.add_marker(pytest.mark.timeout(4 * PATIENCE_S))
-    long = [item for item in items if item.path.parent.name in ("crew", "lab")]
-    short = [item for item in items if item.path.parent.name not in ("crew", "lab")]
-    half = len(short) // 2
-    items[:] = [*long[::2], *short[:half], *long[1::2], *short[half:]]
+    crews = [item for item in items if item.path.parent == HERE]
+    for item in crews:
+        item.add_marker(pytest.mark.timeout(4 * PATIENCE_S))
+    alone = [item for item in items if item.path.parent.name == "lab"]
+    alone += [item for item in crews if "harbour" not in getattr(item, "fixturenames", ())]
+    shared = [item for item in crews if item not in alone]
+    short = [item for item in items if item not in {*alone, *shared}]
+    half = len(items) // 2 - len(shared)
+    if half > 0:
+        items[:] = [*shared, *short[:half], *alone, *short[half:]]
 
 
 @pytest.fixture(scope="session")

@@ -178,7 +178,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     except (Exception, KeyboardInterrupt) as error:
         answer["error"] = [type(error).__name__, str(error)]
         traceback.print_exc()
-    if answer["error"] or job.get("deed"):
+    if answer["error"]:  # somebody may not have come to rest
         IDLE.end()
     return answer | {"said": watch.said, "pids": watch.pids}
 
