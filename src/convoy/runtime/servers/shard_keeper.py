@@ -127,7 +127,7 @@ class ShardKeeper:
         spare, self._spare = self._spare, None
         successor: ShardHandle | None = None
         if spare is not None:
-            with contextlib.suppress(*GONE):  # it may have gone with the shard's machine
+            with contextlib.suppress(*GONE, GetTimeoutError):  # gone with the machine of the shard
                 ray.get(spare.ready, timeout=START_S)
                 successor = self._start(dead.index, state, spare.rank, spare.actor)
         if successor is None:
