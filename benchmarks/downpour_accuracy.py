@@ -2,13 +2,14 @@
 
     sudo python benchmarks/downpour_accuracy.py --data-dir DATA [--only mnist] [--way WAY]
                                                 [--bandwidth "1 Gbit/s"] [--repeats 3]
+                                                [--limit-s 900]
     python benchmarks/downpour_accuracy.py --picture docs/images/downpour_accuracy.png
 
 On emulated machines of 1.0 and 0.5 cores: `single` on the faster, `data`, `averaging` and
 `downpour` over both, the first two of these with shares of two to one. Networks are judged after
 every epoch, so that times are whole epochs'; evaluation does not count, but where replicas go
 on meanwhile. A run is stopped once it has reached the accuracy, or given up on after all its
-epochs. Every run is a row.
+epochs, or so many seconds. Every run is a row.
 """
 
 from __future__ import annotations
@@ -56,9 +57,15 @@ NAME = "downpour_accuracy"
 CURVES = RESULTS / f"{NAME}_curves.json"
 
 
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Those that there were."""
+    path = folder / "evaluations.jsonl"
+    return read_lines(path) if path.is_file() else []
+
+
 def curve(folder: Path) -> list[tuple[float, float]]:
     """Seconds of training and accuracy, evaluation by evaluation."""
-    rows = read_lines(folder / "evaluations.jsonl")
+    rows = evaluations(folder)
     if rows and "elapsed_s" in rows[0]:
         return [(row["elapsed_s"], row["test_accuracy"]) for row in rows]
     steps = read_steps(folder / "steps.jsonl")
@@ -70,16 +77,19 @@ def curve(folder: Path) -> list[tuple[float, float]]:
 
 def has_reached(folder: Path, target: float) -> bool:
     """Whether some evaluation came to the target."""
-    path = folder / "evaluations.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    judged = [json.loads(line)["test_accuracy"] for line in lines if line.endswith("\n")]
-    return max(judged, default=0.0) >= target
+    return max((row["test_accuracy"] for row in evaluations(folder)), default=0.0) >= target
 
 
 def run(
-    inside: lab.Lab, folder: Path, task: str, way: str, seed: int, data_dir: str, bandwidth: str
+    inside: lab.Lab,
+    folder: Path,
+    asked: tuple[str, str, int],
+    data_dir: str,
+    bandwidth: str,
+    limit_s: float,
 ) -> dict[str, Any]:
-    """One training."""
+    """One training: of a task, in a way, with a seed."""
+    task, way, seed = asked
     target, arguments = TASKS[task]
     out = folder / f"{task}-{way}-{seed}".replace(" ", "")
     command = [sys.executable, "-m", "convoy", "train", "--data", task, "--data-dir", data_dir]
@@ -90,9 +100,11 @@ def run(
         training = inside.start(
             "a", command, env=environment, stdout=subprocess.DEVNULL, stderr=complaints
         )
-    stopped = False
+    stopped, began = False, 0.0
     while training.poll() is None:
-        if not stopped and has_reached(out, target):
+        began = began or (time.monotonic() if (out / "steps.jsonl").is_file() else 0.0)
+        late = began and time.monotonic() - began > limit_s
+        if not stopped and (late or has_reached(out, target)):
             training.send_signal(signal.SIGINT)
             stopped = True
         time.sleep(0.5)
@@ -101,7 +113,7 @@ def run(
     points = curve(out)
     rows = read_lines(out / "steps.jsonl")
     behind = [row["staleness"] for row in rows if row.get("staleness") is not None]
-    last = max(row["step"] for row in read_lines(out / "evaluations.jsonl"))
+    last = max((row["step"] for row in evaluations(out)), default=-1)
     samples = sum(row["samples"] for row in rows if row["step"] <= last)
     return {
         "task": task,
@@ -109,9 +121,9 @@ def run(
         "way": way,
         "seed": seed,
         f"target {target:.1%}, s": next((s for s, accuracy in points if accuracy >= target), None),
-        "best test accuracy": max(accuracy for _, accuracy in points),
+        "best test accuracy": max((accuracy for _, accuracy in points), default=None),
         "epochs": len(points),
-        "images/s": samples / points[-1][0],
+        "images/s": samples / points[-1][0] if points else None,
         "mean staleness": sum(behind) / len(behind) if behind else None,
         "curve": points,
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
@@ -126,7 +138,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for place, (task, bandwidth) in zip(axes, panels, strict=True):
         for number, way in enumerate(WAYS):
             runs = [r for r in rows if (r["task"], r["bandwidth"]) == (task, bandwidth)]
-            for row in [r for r in runs if r["way"] == way]:
+            for row in [r for r in runs if r["way"] == way and r["curve"]]:
                 seconds, accuracies = zip(*row["curve"], strict=True)
                 label = way if row["seed"] == 0 else None
                 place.plot(seconds, accuracies, "o-", color=f"C{number}", markersize=3, label=label)
@@ -146,6 +158,7 @@ def main() -> None:
     parser.add_argument("--way", action="append", choices=list(WAYS))
     parser.add_argument("--bandwidth", action="append")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--limit-s", type=float, default=900.0, help="of training, in one run")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     known = RESULTS / f"{NAME}.json"
@@ -167,7 +180,8 @@ def main() -> None:
                 for seed in range(options.repeats):
                     for way in options.way or WAYS:
                         data = str(Path(options.data_dir).resolve())
-                        row = run(inside, folder, task, way, seed, data, bandwidth)
+                        asked = (task, way, seed)
+                        row = run(inside, folder, asked, data, bandwidth, options.limit_s)
                         key = ("task", "bandwidth", "way", "seed")
                         rows = [r for r in rows if any(r[k] != row[k] for k in key)] + [row]
                         curves = [{k: r[k] for k in (*key, "curve")} for r in rows]

@@ -31,6 +31,9 @@ from convoy.runtime import run
 from convoy.runtime.placement import Place
 from convoy.runtime.pool import Pool
 
+SERVERS = {"kill shard": "ray::Shard", "kill coordinator": "ray::Coordinator"}
+"""By deed: which of Ray's processes it is done to."""
+
 
 class Idle(Pool):
     """Ranks that came through a job unharmed are there for the next: starting one takes seconds."""
@@ -113,9 +116,9 @@ class Watch:
         if self.deed == "interrupt":
             os.kill(os.getpid(), signal.SIGINT)
             return
-        if self.deed == "kill shard":
+        if self.deed in SERVERS:
             children = psutil.Process().children(recursive=True)
-            next(c for c in children if c.name().startswith("ray::Shard")).kill()
+            next(c for c in children if c.name().startswith(SERVERS[self.deed])).kill()
             return
         if self.deed == "kill and interrupt":
             self.hit(self.shares, signal.SIGKILL)
@@ -169,7 +172,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     network = things.get(network, network)
     dataset = things[data]() if data in ("tensors", "slow", "dragging") else data
     answer: dict[str, Any] = {"result": None, "error": None}
-    if job.get("deed") == "kill shard":
+    if job.get("deed") in SERVERS:
         IDLE.end()  # or it might hit one that is left of another run, and idle
     try:
         result = convoy.train(network, dataset, observer=watch, **job["options"])

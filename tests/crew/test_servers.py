@@ -163,6 +163,21 @@ def test_what_was_interrupted_goes_on_exactly(harbour: Harbour, tmp_path: Path) 
     assert steps_done(run) == Counter(range(2 * STEPS_PER_EPOCH))
 
 
+def test_without_a_coordinator_nobody_knows_what_to_do(harbour: Harbour, tmp_path: Path) -> None:
+    """It is on the driver's machine: what ends it may well end the driver next."""
+    answer = train(
+        harbour,
+        tmp_path,
+        data="slow",
+        options={"workers": 1, "epochs": 2, "snapshot_s": 1} | ADAPTING,
+        **{"deed": "kill coordinator", "at": 30},
+    )
+    kind, text = answer["error"]
+    assert kind == "CrewError"
+    assert text.startswith("the coordinator, a process on this machine that leases steps")
+    assert f"--resume {tmp_path / 'run'}" in text
+
+
 def test_a_rate_that_is_too_high_is_named(harbour: Harbour, tmp_path: Path) -> None:
     options = {"workers": 2, "epochs": 20, "lr": 1e6, "momentum": 0.0}
     answer = train(harbour, tmp_path, options=options)

@@ -185,6 +185,18 @@ def test_what_excludes_each_other() -> None:
     assert "--workers is for this machine" in message(UsageError, workers=2, cluster="ray")
 
 
+@pytest.mark.parametrize("strategy", ["auto", "filter", "hybrid", "pipeline", "downpour"])
+def test_a_profile_is_for_what_is_planned_with_it(strategy: str) -> None:
+    given = {"strategy": strategy, "profile": "p.json"}
+    assert settings_from(given, source="here.toml").profile == Path("p.json")
+    assert "without --shares: leave one out" in message(UsageError, **given, shares="1,2")
+
+
+def test_a_profile_for_what_is_planned_without() -> None:
+    said = message(UsageError, strategy="data", profile="p.json")
+    assert "--strategy auto or filter or hybrid or pipeline or downpour plans with" in said
+
+
 def test_strategy_options_may_stand_among_the_others() -> None:
     values = {"lr": 0.1, "average-every": "end", "strategy_options": {"sync-first": 3}}
     settings = settings_from(values, source="flags")

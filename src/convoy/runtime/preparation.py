@@ -189,4 +189,5 @@ def make_plan(preparation: Preparation, workers: Sequence[Worker]) -> Plan:
 
 
 def _needs_layers(job: Job) -> bool:
-    return job.strategy is None or job.strategy.needs_layers
+    planned = job.strategy is None or job.settings.profile is not None
+    return planned or job.decided.needs_layers

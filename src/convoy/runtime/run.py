@@ -101,11 +101,12 @@ def _decide(
 ) -> Decision:
     """Settle what is done: as asked, or as planned."""
     job = preparation.job
-    to_plan = job.strategy is None or (job.strategy.needs_layers and job.settings.shares is None)
+    given = job.settings.profile
+    needs = job.strategy is None or job.strategy.needs_layers or given is not None
+    to_plan = job.strategy is None or (needs and job.settings.shares is None)
     if not to_plan or (job.strategy is not None and len(found) == 1):
         return Decision(job=job, places=tuple(found), taking_part=tuple(range(len(found))))
     settle = decide if job.strategy is None else carry_out
-    given = job.settings.profile
     decision = settle(job, preparation.facts, found, observer, processes, given=given)
     if decision.prediction is not None:
         preparation.timeline.mark("plan")

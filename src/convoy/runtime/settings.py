@@ -49,7 +49,8 @@ class TrainSettings:
     cluster: str | None = None
     """A cluster file, `ray` (the Ray cluster this machine belongs to) or `ray://HOST`."""
     profile: Path | None = None
-    """For `auto`: a profile to plan with; without it one from the cache, or measured."""
+    """To plan with; where planning needs one, and there is none here, it is one from the cache, or
+    measured."""
     shares: tuple[float, ...] | None = None
     """Proportions of the batch by rank; without it by what was measured, or by cores."""
     rebalance: bool = True
@@ -123,9 +124,9 @@ class TrainSettings:
             raise UsageError(
                 "--workers is for this machine alone and --cluster for several: give one of them"
             )
-        plans = self.strategy == AUTO or (kind is not None and kind.measures)
+        plans = self.strategy == AUTO or (kind is not None and kind.takes_profile)
         if self.profile is not None and (not plans or self.shares is not None):
-            names = [AUTO, *(name for name, s in STRATEGIES.items() if s.measures)]
+            names = [AUTO, *(name for name, s in STRATEGIES.items() if s.takes_profile)]
             raise UsageError(
                 f"--profile is what --strategy {' or '.join(names)} plans with, without --shares: "
                 "leave one out"

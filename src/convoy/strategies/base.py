@@ -262,6 +262,9 @@ class Strategy(ABC):
     """Whether it cannot be planned well without figures of every layer, so that machines are
     measured even where it is asked for by name."""
 
+    takes_profile: ClassVar[bool] = False
+    """Whether it is planned by a profile where one is given; so are all that need one."""
+
     @property
     def needs_layers(self) -> bool:
         """As `measures`, with the options that it has."""
@@ -339,6 +342,7 @@ class PartingStrategy(Strategy):
 
     parts_state: ClassVar[bool] = True
     measures: ClassVar[bool] = True
+    takes_profile: ClassVar[bool] = True
 
     snapshot_every: int = field(
         default=100, metadata={"help": "steps after which all ranks get the whole state"}

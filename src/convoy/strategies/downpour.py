@@ -46,12 +46,9 @@ from convoy.strategies.parted_state import PartedState
 from convoy.strategies.pipeline_drawing import parameters_by_place
 from convoy.strategies.pipeline_stages import activations_by_place
 from convoy.strategies.push_codec import Wire, parse_wire
-from convoy.strategies.server import ServerLayout, ServerTerms
+from convoy.strategies.server import WORTH_OVERLAPPING, ServerLayout, ServerTerms
 from convoy.strategies.server_layout import lay_out
 from convoy.strategies.shares import cut
-
-WORTH_OVERLAPPING = 0.15
-"""Of a step's computation: an exchange that takes more of it is overlapped with the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +59,7 @@ class Downpour(Strategy):
     summary: ClassVar[str] = "replicas fetch from and push to parameter servers, each at its pace"
     exact: ClassVar[bool] = False
     asynchronous: ClassVar[bool] = True
+    takes_profile: ClassVar[bool] = True
     customary_optimizer: ClassVar[str] = "adagrad"
 
     shards: int | Literal["auto"] = field(
@@ -150,14 +148,15 @@ class Downpour(Strategy):
     def terms(self, plan: Plan) -> ServerTerms:
         """What it asks of its servers."""
         assert isinstance(plan, DownpourPlan)
-        return self.terms_of(plan.depth)
+        return self.terms_of(plan.depth, len(plan.speeds))
 
-    def terms_of(self, depth: int) -> ServerTerms:
-        """As `terms`, with so many pushes in flight."""
+    def terms_of(self, depth: int, num_replicas: int) -> ServerTerms:
+        """As `terms`, with so many pushes in flight at first."""
         return ServerTerms(
             bound=self.bound,
             staleness_scaled=self.staleness_scaled == "yes",
             depth=depth,
+            deepens=self.in_flight == "auto" and self.bound is None and num_replicas > 1,
             wire=self.encoding,
             window=math.lcm(self.push_every, self.fetch_every),
             warm_start=self.warm_start,
@@ -202,7 +201,7 @@ class Downpour(Strategy):
         return bool(world.shortage(picks, self.peak_bytes(plan))), -sum(plan.speeds)
 
     def _depth(self, teams: Teams, layout: ServerLayout) -> int:
-        """Pushes that may be unanswered; none where staleness is bounded.
+        """Pushes that may be unanswered, as far as is known; none where staleness is bounded.
 
         What is computed before the answer has come is of weights that a bound cannot wait for. And
         where an exchange takes little of a step, older weights are not worth what is saved.

@@ -34,7 +34,7 @@ class DownpourPlan(Plan):
 
     layout: ServerLayout
     depth: int
-    """Pushes that may be unanswered while a replica computes on."""
+    """Pushes that may be unanswered while a replica computes on, at first."""
     speeds: tuple[float, ...]
     """By replica: steps per second, or in proportion to them."""
     stages: tuple[Stage, ...] = ()

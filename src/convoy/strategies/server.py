@@ -16,6 +16,9 @@ from torch import Tensor
 from convoy.strategies.parameter_shards import Shard
 from convoy.strategies.push_codec import Wire
 
+WORTH_OVERLAPPING = 0.15
+"""Of a step's computation: an exchange that takes more of it is overlapped with the next."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerLayout:
@@ -44,7 +47,9 @@ class ServerTerms:
     staleness_scaled: bool
     """Whether the step of a push is divided by how many it is behind."""
     depth: int
-    """Pushes that may be unanswered while a replica computes on."""
+    """Pushes that may be unanswered while a replica computes on, at first."""
+    deepens: bool
+    """Whether a replica that waits long for its answers lets one more be unanswered."""
     wire: Wire
     window: int
     """Steps after which pushes and fetches fall together again; leases are whole numbers of it."""

@@ -146,7 +146,13 @@ class Directory:
 def orders(
     weights: Tensor, *, version: int = 0, session: str = SESSION, **terms: Any
 ) -> ShardOrders:
-    given: dict[str, Any] = {"bound": None, "staleness_scaled": False, "depth": 0, "window": 1}
+    given: dict[str, Any] = {
+        "bound": None,
+        "staleness_scaled": False,
+        "depth": 0,
+        "deepens": False,
+        "window": 1,
+    }
     given |= {"wire": parse_wire("fp32"), "warm_start": 0, "snapshot_s": 30}
     return ShardOrders(
         index=0,

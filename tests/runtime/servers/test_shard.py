@@ -55,6 +55,7 @@ async def shard_of(
         "bound": None,
         "staleness_scaled": False,
         "depth": 0,
+        "deepens": False,
         "wire": parse_wire("fp32"),
         "window": 1,
         "warm_start": 0,

@@ -12,30 +12,24 @@ a machine joins  it gets a replica
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 
 from convoy.errors import CrewError, DivergedError
 from convoy.runtime import ray_session
 from convoy.runtime.checkpoint import Checkpoint, parts_for
-from convoy.runtime.formation import Job
 from convoy.runtime.interrupt import Interrupt
-from convoy.runtime.member_handle import MemberHandle, await_ready
-from convoy.runtime.observer import Observer
-from convoy.runtime.placement import Place
-from convoy.runtime.pool import Pool
+from convoy.runtime.member_handle import GONE, MemberHandle, await_ready
 from convoy.runtime.servers.coordinator import Assignment, Coordinator
-from convoy.runtime.servers.fleet_log import FleetLog
 from convoy.runtime.servers.replica_keeper import POLL_S, ReplicaKeeper
+from convoy.runtime.servers.served_run import ServedRun
 from convoy.runtime.servers.shard_handle import Progress
 from convoy.runtime.servers.shard_keeper import ANSWER_S, START_S, ShardKeeper
 from convoy.runtime.servers.whole import network_in
 from convoy.state import Tensors
-from convoy.strategies import Plan
-from convoy.strategies.server import ServerLayout, ServerTerms
 
 LOOK_FOR_MACHINES_S = 3.0
 SPARE_AFTER_S = 20.0
@@ -46,23 +40,12 @@ SPARE_AFTER_S = 20.0
 class Fleet:
     """Directs asynchronous training from its start to its end."""
 
-    job: Job
-    plan: Plan
-    layout: ServerLayout
-    terms: ServerTerms
-    places: Sequence[Place]
-    """By rank of the plan, then those that are left over and take a lost one's place."""
+    served: ServedRun
     network: Tensors
     """State dict before the first step."""
-    log: FleetLog
-    observer: Observer
     interrupt: Interrupt
-    pool: Pool
     num_steps: int
     steps_per_epoch: int
-    generation: int
-    find_places: Callable[[], Sequence[Place]]
-    """Places on all machines that there are now, for those that come later."""
     shards: ShardKeeper = field(init=False)
     replicas: ReplicaKeeper = field(init=False)
     _coordinator: Any = None
@@ -77,14 +60,14 @@ class Fleet:
             CrewError: nobody can go on.
         """
         self._here = ray.get_runtime_context().get_node_id()
-        self._coordinator = self.pool.take_server(Coordinator, self._here)
+        self._coordinator = self.served.pool.take_server(Coordinator, self._here)
         self._appoint(start)
         members: list[MemberHandle] = []
         try:
-            members += [self.replicas.hire(place) for place in self.places]
+            members += [self.replicas.hire(place) for place in self.served.places]
             self._start_servers(start)
             await_ready(members)
-            self.log.begin()
+            self.served.log.begin()
             self.replicas.welcome(members)
             self._watch()
             if not self._is_finished():
@@ -92,12 +75,17 @@ class Fleet:
                 return None
             tensors = self._conclude()
             self.shards.give_back()
-            self.pool.give_back_server(Coordinator, self._here, self._coordinator)
+            self.served.pool.give_back_server(Coordinator, self._here, self._coordinator)
             self._coordinator = None
             return tensors
-        except BaseException:
+        except BaseException as error:
             for member in members:
-                self.pool.discard(member.actor)
+                self.served.pool.discard(member.actor)
+            if isinstance(error, (CrewError, *GONE)) and not self._has_coordinator():
+                raise CrewError(
+                    "the coordinator, a process on this machine that leases steps to replicas, "
+                    f"died. Has this machine run out of memory? {self.shards.how_to_go_on()}"
+                ) from None
             raise
         finally:
             self.replicas.end()
@@ -105,40 +93,25 @@ class Fleet:
             if self._coordinator is not None:
                 ray.kill(self._coordinator)
 
+    def _has_coordinator(self) -> bool:
+        try:
+            self.replicas.progress()
+        except (*GONE, GetTimeoutError):
+            return False
+        return True
+
     def _appoint(self, start: Checkpoint | None) -> None:
-        self.shards = ShardKeeper(
-            settings=self.job.settings,
-            terms=self.terms,
-            layout=self.layout,
-            places=tuple(self.places),
-            pool=self.pool,
-            observer=self.observer,
-            folder=self.log.folder,
-            generation=self.generation,
-            versions=self.log.versions,
-            flush=self.log.flush,
-            coordinator=self._coordinator,
-            kept=start,
-        )
+        self.shards = ShardKeeper(served=self.served, coordinator=self._coordinator, kept=start)
         self.replicas = ReplicaKeeper(
-            job=self.job,
-            plan=self.plan,
-            layout=self.layout,
-            terms=self.terms,
-            places=self.places,
+            served=self.served,
             network=self.network,
-            log=self.log,
-            observer=self.observer,
-            pool=self.pool,
-            generation=self.generation,
-            find_places=self.find_places,
             shards=self.shards,
             coordinator=self._coordinator,
         )
 
     def _start_servers(self, start: Checkpoint | None) -> None:
         tensors: Tensors = {f"model/{name}": t for name, t in self.network.items()}
-        first, done, versions = 0, (), [0] * len(self.layout.pieces)
+        first, done, versions = 0, (), [0] * len(self.served.layout.pieces)
         if start is not None:
             (part,), _ = parts_for(start, 1)
             assert part is not None
@@ -154,9 +127,9 @@ class Fleet:
                 done=done,
                 num_steps=self.num_steps,
                 steps_per_epoch=self.steps_per_epoch,
-                window=self.terms.window,
-                warm_start=max(0, self.terms.warm_start - first),
-                in_turn=self.terms.bound is not None,
+                window=self.served.terms.window,
+                warm_start=max(0, self.served.terms.warm_start - first),
+                in_turn=self.served.terms.bound is not None,
             )
         )
         self.shards.start(tensors, versions)
@@ -165,7 +138,7 @@ class Fleet:
 
     def _watch(self) -> None:
         """Until nobody is at work any more."""
-        next_snapshot = time.monotonic() + self.terms.snapshot_s
+        next_snapshot = time.monotonic() + self.served.terms.snapshot_s
         next_look = time.monotonic() + LOOK_FOR_MACHINES_S
         next_spare = time.monotonic() + SPARE_AFTER_S
         stopping = False
@@ -188,7 +161,7 @@ class Fleet:
             if self.replicas.resting and not stopping:  # what is left to do is somebody's already
                 stopping = True
             if self.interrupt.asked and not stopping:
-                self.observer.say("stopping after the steps under way; a checkpoint is kept")
+                self.served.observer.say("stopping after the steps under way; a checkpoint is kept")
                 ray.get(self._coordinator.stop.remote(), timeout=ANSWER_S)
                 stopping = True
             if stopping:
@@ -204,7 +177,7 @@ class Fleet:
                 self.replicas.welcome(self.replicas.recruits.take_ready())
             if now > next_snapshot:
                 self._keep_snapshot()
-                next_snapshot = time.monotonic() + self.terms.snapshot_s
+                next_snapshot = time.monotonic() + self.served.terms.snapshot_s
             if now > next_look:
                 self.replicas.look_for_machines()
                 next_look = now + LOOK_FOR_MACHINES_S
@@ -217,7 +190,9 @@ class Fleet:
 
     def _keep_snapshot(self, *, last: bool = False) -> None:
         low, beyond = self.replicas.progress()
-        progress = Progress(low=low, beyond=beyond, shares=self.plan.shares, layout=self.log.layout)
+        progress = Progress(
+            low=low, beyond=beyond, shares=self.served.plan.shares, layout=self.served.log.layout
+        )
         self.shards.keep(self.replicas.current_network(), progress, last=last)
 
     def _conclude(self) -> Tensors:

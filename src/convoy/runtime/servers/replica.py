@@ -33,6 +33,7 @@ from convoy.runtime.servers.client import HELD_PATIENCE_S, PATIENCE_S, ShardClie
 from convoy.runtime.servers.commands import Command, asked, told
 from convoy.runtime.servers.messages import Whereabouts
 from convoy.runtime.servers.noting import Begun, Noting
+from convoy.runtime.servers.overlap import Overlap
 from convoy.runtime.training import Trainee
 from convoy.state import Tensors
 from convoy.strategies import Batch, Pending, Plan, Rank
@@ -95,6 +96,7 @@ class Replica:
         self._comm = Comm(rank=0, world_size=1)
         self._rank: Rank | None = None
         self._last_buffers: Tensors | None = None
+        self._overlap = Overlap(orders.terms)
         shards = orders.shards
 
         def look_up() -> Whereabouts:
@@ -204,7 +206,7 @@ class Replica:
 
     def _begin(self, command: Command) -> Batch:
         orders = self._orders
-        self._server.depth = 0 if command.alone else orders.terms.depth
+        self._server.depth = 0 if command.alone else self._overlap.depth
         self._began_s, self._server.blocked_s = time.perf_counter(), 0.0
         self._comm.take()  # what came between steps is of none
         self._begun.append(Begun(step=command.step))
@@ -280,6 +282,7 @@ class Replica:
         """A step is computed; its record goes out once the shards have what came of it."""
         orders, begun, traffic = self._orders, self._begun[-1], self._comm.take()
         wall_s = time.perf_counter() - self._began_s
+        self._overlap.note(wall_s, self._server.blocked_s)
         blocked_s = self._server.blocked_s + traffic.blocked_s
         begun.traffic = traffic
         begun.record = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,22 +20,17 @@ from ray.exceptions import GetTimeoutError
 
 from convoy.errors import CrewError
 from convoy.runtime.events import Event
-from convoy.runtime.formation import Job
 from convoy.runtime.member_handle import GONE, MemberHandle, dismiss, fetch, hire
-from convoy.runtime.observer import Observer
 from convoy.runtime.placement import Place, threads_at
-from convoy.runtime.pool import Pool
 from convoy.runtime.recruits import Recruits
-from convoy.runtime.servers.fleet_log import FleetLog
 from convoy.runtime.servers.judging import judge
 from convoy.runtime.servers.paces import Paces
 from convoy.runtime.servers.replica import ReplicaOrders
+from convoy.runtime.servers.served_run import ServedRun
 from convoy.runtime.servers.shard_keeper import ANSWER_S, START_S, ShardKeeper
 from convoy.runtime.servers.teams import Bench, Team
 from convoy.runtime.servers.whole import average_buffers
 from convoy.state import Tensors
-from convoy.strategies import Plan
-from convoy.strategies.server import ServerLayout, ServerTerms
 
 POLL_S = 0.2
 FRUITLESS_REPLICAS = 5
@@ -45,20 +40,9 @@ FRUITLESS_REPLICAS = 5
 class ReplicaKeeper:
     """Has the replicas of one run."""
 
-    job: Job
-    plan: Plan
-    layout: ServerLayout
-    terms: ServerTerms
-    places: Sequence[Place]
-    """By rank of the plan, then those that are left over; those that come later are added."""
+    served: ServedRun
     network: Tensors
     """State dict as known here: before the first step, and whatever no shard holds since."""
-    log: FleetLog
-    observer: Observer
-    pool: Pool
-    generation: int
-    find_places: Callable[[], Sequence[Place]]
-    """Places on all machines that there are now, for those that come later."""
     shards: ShardKeeper
     coordinator: Any
     losses: list[dict[str, Any]] = field(default_factory=list)
@@ -78,10 +62,10 @@ class ReplicaKeeper:
     _job_reference: Any = None
 
     def __post_init__(self) -> None:
-        self._job_reference = ray.put(self.job)
-        self.paces = Paces(self.layout.team)
-        self.recruits = Recruits(self.observer, self.hire)
-        self._bench = Bench(size=self.layout.team, position_of=self._position_of)
+        self._job_reference = ray.put(self.served.job)
+        self.paces = Paces(self.served.layout.team)
+        self.recruits = Recruits(self.served.observer, self.hire)
+        self._bench = Bench(size=self.served.layout.team, position_of=self._position_of)
 
     @property
     def at_work(self) -> list[MemberHandle]:
@@ -95,8 +79,8 @@ class ReplicaKeeper:
 
     def hire(self, place: Place) -> MemberHandle:
         """A process at `place`, which prepares in the background."""
-        num_threads = threads_at(place, self.places, self.job.settings)
-        return hire(place, num_threads, self._job_reference, self.pool)
+        num_threads = threads_at(place, self.served.places, self.served.job.settings)
+        return hire(place, num_threads, self._job_reference, self.served.pool)
 
     def welcome(self, ready: Sequence[MemberHandle]) -> None:
         """Those who are ready begin, as soon as they are enough for a replica."""
@@ -104,7 +88,7 @@ class ReplicaKeeper:
         teams = self._bench.take_teams()
         if self._next_replica and teams:
             names = ", ".join(member.place.machine for team in teams for member in team)
-            self.observer.say(f"{names} joins at step {self.progress()[0]}")
+            self.served.observer.say(f"{names} joins at step {self.progress()[0]}")
         self._launch(teams)
 
     def _launch(self, teams: Sequence[Sequence[MemberHandle]]) -> None:
@@ -114,7 +98,7 @@ class ReplicaKeeper:
         numbers = [self._next_replica + i for i in range(len(teams))]
         self._next_replica += len(teams)
         ray.get([self.coordinator.join.remote(number) for number in numbers], timeout=START_S)
-        if self.terms.bound is not None:
+        if self.served.terms.bound is not None:
             self.shards.join(numbers)
         where = self.shards.where()
         tensors = ray.put(self.current_network())
@@ -126,10 +110,10 @@ class ReplicaKeeper:
                     ranks=tuple(self._rank_of(m.place) for m in members),
                     position=position,
                     machine=member.place.machine,
-                    generation=self.generation,
-                    plan=self.plan,
-                    layout=self.layout,
-                    terms=self.terms,
+                    generation=self.served.generation,
+                    plan=self.served.plan,
+                    layout=self.served.layout,
+                    terms=self.served.terms,
                     session=self.shards.session,
                     where=where,
                     coordinator=self.coordinator,
@@ -147,20 +131,20 @@ class ReplicaKeeper:
         return first.place.address, None
 
     def _rank_of(self, place: Place) -> int:
-        return [known.index for known in self.places].index(place.index)
+        return [known.index for known in self.served.places].index(place.index)
 
     def _position_of(self, member: MemberHandle) -> int:
-        return self._rank_of(member.place) % self.layout.team
+        return self._rank_of(member.place) % self.served.layout.team
 
     def current_network(self) -> Tensors:
         """The network as it is known here, with the mean of the replicas' buffers."""
-        trained = {name for name, _ in self.plan.problem.network.shapes}
+        trained = {name for name, _ in self.served.plan.problem.network.shapes}
         if all(name in trained for name in self.network):
             return self.network
         members = [*self.at_work, *self.resting]
         found = []
         for member, call in [(m, m.actor.buffers.remote()) for m in members]:
-            samples = self.log.tally.by_rank[self._rank_of(member.place)]
+            samples = self.served.log.tally.by_rank[self._rank_of(member.place)]
             with contextlib.suppress(*GONE, GetTimeoutError):
                 found.append((ray.get(call, timeout=ANSWER_S), float(samples)))
         known = average_buffers([(buffers, n) for buffers, n in found if n])
@@ -175,18 +159,18 @@ class ReplicaKeeper:
             self.recruits.note_step(members)
         self.take(events)
         for member in members:
-            if self.log.wants_clock(rank := self._rank_of(member.place)):
+            if self.served.log.wants_clock(rank := self._rank_of(member.place)):
                 asked = time.time()
                 with contextlib.suppress(*GONE, GetTimeoutError):
                     said = ray.get(member.actor.clock.remote(), timeout=POLL_S)
-                    self.log.clock(rank, member.place.machine, asked, said, time.time())
+                    self.served.log.clock(rank, member.place.machine, asked, said, time.time())
 
     def take(self, events: Sequence[Event]) -> None:
         """Keep what replicas report; a step is done once its records are here, and cannot be lost.
 
         There is one of each device of the replica.
         """
-        self.log.take(events)
+        self.served.log.take(events)
         done: dict[int, list[tuple[int, float]]] = {}
         for kind, content in events:
             if kind != "record":
@@ -196,7 +180,7 @@ class ReplicaKeeper:
             self.paces.note(content["rank"], content["compute_s"])
             reported = self._reported[replica, step]
             reported.append(content["wall_s"])
-            if len(reported) == self.layout.team:
+            if len(reported) == self.served.layout.team:
                 done.setdefault(replica, []).append((step, max(reported)))
                 del self._reported[replica, step]
         for replica, steps in done.items():
@@ -237,7 +221,7 @@ class ReplicaKeeper:
         if not gone:
             what = f"{others} lost touch with each other, and their replica begins anew"
             self._fruitless += 1
-        self.observer.say(f"{what}; of its steps {len(back)} are leased again", "warning")
+        self.served.observer.say(f"{what}; of its steps {len(back)} are leased again", "warning")
         if self._fruitless > FRUITLESS_REPLICAS:
             raise CrewError(
                 f"{others} have lost touch {self._fruitless} times without doing a step. `convoy "
@@ -253,35 +237,38 @@ class ReplicaKeeper:
 
     def look_for_machines(self) -> None:
         """Machines that have come since, or have come back, get a replica."""
-        nodes = {place.node_id for place in self.places}
+        places = self.served.places
+        nodes = {place.node_id for place in places}
         taken: set[int] = set()
-        for found in self.find_places():
+        for found in self.served.find_places():
             if found.node_id in nodes:
                 continue
-            known = [p for p in self.places if p.machine == found.machine and p.index not in taken]
-            index = known[0].index if known else 1 + max(p.index for p in self.places)
+            known = [p for p in places if p.machine == found.machine and p.index not in taken]
+            index = known[0].index if known else 1 + max(p.index for p in places)
             taken.add(index)
             place = replace(found, index=index)
-            kept = [place if p.index == index else p for p in self.places]
-            self.places = self.shards.places = kept if known else [*kept, place]
+            if known:
+                places[places.index(known[0])] = place
+            else:
+                places.append(place)
             self.recruits.members.append(self.hire(place))
 
     def judge(self, tensors: Tensors) -> bool:
         """Judge the trained network, by those who are still there; False if nobody is."""
         members = [*self.resting, *self._bench.members]
-        weights = [self.log.tally.by_rank[self._rank_of(m.place)] for m in members]
-        sums, left = judge(tensors, members, weights, self.log.test_samples)
+        weights = [self.served.log.tally.by_rank[self._rank_of(m.place)] for m in members]
+        sums, left = judge(tensors, members, weights, self.served.log.test_samples)
         self.resting, self._bench.members = left, []
-        if sums["samples"] < self.log.test_samples:
+        if sums["samples"] < self.served.log.test_samples:
             return False
-        self.log.evaluated(self.log.num_steps - 1, sums)
+        self.served.log.evaluated(self.served.log.num_steps - 1, sums)
         return True
 
     def end(self) -> None:
         """Give back those who rest, and end the others."""
-        dismiss(self.resting, self.pool, reusable=True)
+        dismiss(self.resting, self.served.pool, reusable=True)
         unfinished = [*self.at_work, *self._bench.members, *self.recruits.members]
-        dismiss(unfinished, self.pool, reusable=False)
+        dismiss(unfinished, self.served.pool, reusable=False)
 
     def progress(self) -> tuple[int, tuple[int, ...]]:
         """All steps before the first figure are done; and those beyond it that are, too."""

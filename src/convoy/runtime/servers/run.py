@@ -17,6 +17,7 @@ from convoy.runtime.pool import Pool
 from convoy.runtime.preparation import Preparation, last_generation, open_folder
 from convoy.runtime.servers.fleet import Fleet
 from convoy.runtime.servers.fleet_log import FleetLog, Tally, pace_of
+from convoy.runtime.servers.served_run import ServedRun
 from convoy.state import Tensors, copy_of
 from convoy.strategies import Plan
 from convoy.strategies.server import ServerLayout, ServerTerms
@@ -49,21 +50,24 @@ def run_with_servers(
         preparation.timeline,
         parts=_parts_of_a_replica(plan, layout),
     )
-    fleet = Fleet(
+    served = ServedRun(
         job=preparation.job,
         plan=plan,
         layout=layout,
         terms=terms,
         places=_places(decision, plan),
-        network=copy_of(preparation.network.to(preparation.dtype).state_dict()),
         log=log,
         observer=observer,
-        interrupt=interrupt,
         pool=processes,
-        num_steps=preparation.num_steps,
-        steps_per_epoch=preparation.order.steps_per_epoch,
         generation=last_generation(preparation) + 1,
         find_places=lambda: places_now(settings),
+    )
+    fleet = Fleet(
+        served=served,
+        network=copy_of(preparation.network.to(preparation.dtype).state_dict()),
+        interrupt=interrupt,
+        num_steps=preparation.num_steps,
+        steps_per_epoch=preparation.order.steps_per_epoch,
     )
     try:
         tensors = fleet.run(preparation.start)
@@ -83,17 +87,17 @@ def _conclude(
     preparation: Preparation, fleet: Fleet, tensors: Tensors, observer: Observer
 ) -> results.RunResult:
     """Write the trained network and result.json."""
-    settings, log, order = preparation.settings, fleet.log, preparation.order
-    predicted, tally = preparation.prediction, fleet.log.tally
+    settings, log, order = preparation.settings, fleet.served.log, preparation.order
+    predicted, tally = preparation.prediction, fleet.served.log.tally
     last_epoch = order.epoch_of(preparation.num_steps - 1)
     recent = [row for row in log.rows if row["epoch"] == last_epoch and row["loss"] is not None]
     weight = sum(row["samples"] for row in recent)
     evaluation = log.evaluation
     ranks = _rank_times(log.rows)
-    machines = machines_of(fleet.plan)
+    machines = machines_of(fleet.served.plan)
     for rank, machine in enumerate(machines):
         machine["share"] = tally.by_rank[rank] / max(1, tally.samples)
-    known = fleet.replicas.places[len(machines) :]
+    known = fleet.served.places[len(machines) :]
     machines += [
         {"name": place.machine, "device": place.device, "samples": None}
         | {"share": tally.by_rank[len(machines) + i] / max(1, tally.samples)}
@@ -151,7 +155,7 @@ def _servers(fleet: Fleet, tally: Tally) -> dict[str, Any]:
     pushes = sum(tally.staleness.values())
     behind = sum(versions * count for versions, count in tally.staleness.items())
     return {
-        "shards": len(fleet.layout.homes),
+        "shards": len(fleet.served.layout.homes),
         "updates": max((facts["version"] for facts in fleet.shards.facts), default=0),
         "apply_s": [facts["apply_s"] for facts in fleet.shards.facts],
         "lost_updates": sum(r.lost_updates for r in fleet.shards.restorations),

@@ -21,17 +21,13 @@ from convoy.errors import CheckpointError, CrewError, DivergedError
 from convoy.runtime.checkpoint import Checkpoint, write_checkpoint
 from convoy.runtime.formation import Part
 from convoy.runtime.member_handle import GONE
-from convoy.runtime.observer import Observer
-from convoy.runtime.placement import Place
-from convoy.runtime.pool import Pool
-from convoy.runtime.run_folder import RunFolder
 from convoy.runtime.servers.messages import Whereabouts
+from convoy.runtime.servers.served_run import ServedRun
 from convoy.runtime.servers.shard import Shard, ShardOrders, ShardState
 from convoy.runtime.servers.shard_handle import Move, Moving, Progress, Restoration, ShardHandle
 from convoy.runtime.servers.whole import parts_of, whole_of
-from convoy.runtime.settings import TrainSettings, to_values
+from convoy.runtime.settings import to_values
 from convoy.state import Tensors, broken
-from convoy.strategies.server import ServerLayout, ServerTerms
 from convoy.version import __version__
 
 ANSWER_S = 60.0
@@ -45,19 +41,7 @@ ATTEMPTS = 3
 class ShardKeeper:
     """Has the shards of one run."""
 
-    settings: TrainSettings
-    terms: ServerTerms
-    layout: ServerLayout
-    places: Sequence[Place]
-    """By rank of the plan, and those that came later."""
-    pool: Pool
-    observer: Observer
-    folder: RunFolder
-    generation: int
-    versions: Mapping[int, tuple[int, int]]
-    """By shard: the newest incarnation and version that a replica has been told of."""
-    flush: Callable[[], None]
-    """Have the records that a checkpoint covers be on disk before it."""
+    served: ServedRun
     coordinator: Any
     restorations: list[Restoration] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
@@ -75,9 +59,9 @@ class ShardKeeper:
 
     def start(self, tensors: Mapping[str, Any], versions: Sequence[int]) -> None:
         """Have shards load their parts of a whole state; `tell` has to follow."""
-        self._snapshot = parts_of(tensors, self.layout.pieces, versions)
+        self._snapshot = parts_of(tensors, self.served.layout.pieces, versions)
         for index, state in enumerate(self._snapshot):
-            home = self.layout.homes[index]
+            home = self.served.layout.homes[index]
             self.shards.append(self._start(index, state, home))
 
     def tell(self) -> None:
@@ -122,7 +106,7 @@ class ShardKeeper:
         """Start a shard again from its last snapshot, on its machine or another."""
         began = time.monotonic()
         state = self._snapshot[dead.index]
-        known, newest = self.versions.get(dead.index, (0, 0))
+        known, newest = self.served.log.versions.get(dead.index, (0, 0))
         lost = max(0, newest - state.version) if known == dead.incarnation else 0
         spare, self._spare = self._spare, None
         successor: ShardHandle | None = None
@@ -135,7 +119,7 @@ class ShardKeeper:
         self._succeed(dead, successor)
         seconds = time.monotonic() - began
         self.restorations.append(Restoration(shard=dead.index, lost_updates=lost, seconds=seconds))
-        self.observer.say(
+        self.served.observer.say(
             f"shard {dead.index} of the parameters was lost and is there again after {seconds:.1f} "
             f"s, as of its snapshot of version {state.version}: {lost} updates are lost",
             "warning",
@@ -151,7 +135,7 @@ class ShardKeeper:
         former, spare = self.shards[index].node_id, self._spare
         if spare is not None and spare.place.node_id != former:
             self._moving[index], self._spare = spare, None
-        elif self.places[rank].node_id != former:
+        elif self.served.places[rank].node_id != former:
             self._moving[index] = self._summoned(rank)
 
     def keep_spare(self, slow: Callable[[int], bool]) -> None:
@@ -162,15 +146,17 @@ class ShardKeeper:
         if self._spare is None:
             homes = {shard.node_id for shard in self.shards}
             alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-            ranks = [r for r, p in enumerate(self.places) if p.node_id in alive and not slow(r)]
-            others = [rank for rank in ranks if self.places[rank].node_id not in homes]
+            ranks = [
+                r for r, p in enumerate(self.served.places) if p.node_id in alive and not slow(r)
+            ]
+            others = [rank for rank in ranks if self.served.places[rank].node_id not in homes]
             if ranks:
                 self._spare = self._summoned((others or ranks)[0])
 
     def _summoned(self, rank: int) -> Moving:
         """A process on its way to the machine of `rank`."""
-        place = self.places[rank]
-        actor = self.pool.take_server(Shard, place.node_id)
+        place = self.served.places[rank]
+        actor = self.served.pool.take_server(Shard, place.node_id)
         return Moving(place=place, rank=rank, actor=actor, ready=actor.ready.remote())
 
     def settle_moves(self) -> None:
@@ -193,11 +179,11 @@ class ShardKeeper:
             self._snapshot[index] = state
             self._succeed(former, self._start(index, state, moving.rank, moving.actor))
             former.actor.end.remote()
-            self.pool.give_back_server(Shard, former.node_id, former.actor)
+            self.served.pool.give_back_server(Shard, former.node_id, former.actor)
             seconds, machine = time.monotonic() - began, moving.place.machine
             self.moves.append(Move(shard=index, to=machine, seconds=seconds))
-            self.observer.say(
-                f"{self.places[former.home].machine} has become slow: shard {index} of the "
+            self.served.observer.say(
+                f"{self.served.places[former.home].machine} has become slow: shard {index} of the "
                 f"parameters went to {machine} within {seconds:.1f} s"
             )
 
@@ -219,7 +205,7 @@ class ShardKeeper:
             if last:
                 raise CrewError(f"a shard died at the very end. {self.how_to_go_on()}") from None
             return  # it is about to be restored, from the snapshot before
-        tensors = whole_of(network, self.layout.pieces, states)
+        tensors = whole_of(network, self.served.layout.pieces, states)
         if name := broken(tensors):
             raise DivergedError(
                 f"{name.removeprefix('model/')} is no longer finite after {progress.low} steps. "
@@ -229,23 +215,25 @@ class ShardKeeper:
         about = {"versions": [s.version for s in states], "done": list(progress.beyond)}
         checkpoint = Checkpoint(
             step=progress.low,
-            generation=self.generation,
+            generation=self.served.generation,
             parts=(Part(tensors=tensors),),
             meta={
                 "convoy": __version__,
                 "layout": progress.layout,
                 "shares": list(progress.shares),
-                "settings": to_values(self.settings),
+                "settings": to_values(self.served.job.settings),
                 "servers": about,
             },
         )
-        self.flush()
+        self.served.log.flush()
         try:
-            write_checkpoint(self.folder.checkpoints, checkpoint, keep=self.settings.keep)
+            write_checkpoint(
+                self.served.log.folder.checkpoints, checkpoint, keep=self.served.job.settings.keep
+            )
         except CheckpointError as error:
             if last:
                 raise
-            self.observer.say(
+            self.served.observer.say(
                 f"{error}. Training goes on; the servers' snapshot is in memory only",
                 "warning",
             )
@@ -257,7 +245,7 @@ class ShardKeeper:
         for shard in self.shards:
             with contextlib.suppress(*GONE, GetTimeoutError):  # all it had is in the snapshot
                 self.facts.append(ray.get(shard.actor.facts.remote(), timeout=ANSWER_S))
-        return whole_of(network, self.layout.pieces, self._snapshot)
+        return whole_of(network, self.served.layout.pieces, self._snapshot)
 
     def give_back(self) -> None:
         """For whoever trains next."""
@@ -267,7 +255,7 @@ class ShardKeeper:
             except (*GONE, GetTimeoutError):  # all it had is in the snapshot
                 ray.kill(shard.actor)
             else:
-                self.pool.give_back_server(Shard, shard.node_id, shard.actor)
+                self.served.pool.give_back_server(Shard, shard.node_id, shard.actor)
         self.shards = []
 
     def end(self) -> None:
@@ -282,42 +270,42 @@ class ShardKeeper:
             return "There is no snapshot yet: start again"
         return (
             f"The last good snapshot is that of step {self.kept.step}: go on from it with a lower "
-            f"--lr and --resume {self.folder.path}"
+            f"--lr and --resume {self.served.log.folder.path}"
         )
 
     def how_to_go_on(self) -> str:
         """What a user can do when the run has ended too early."""
         if self.kept is None:
             return "There is no snapshot yet: start the run again"
-        return f"Go on from the newest snapshot with --resume {self.folder.path}"
+        return f"Go on from the newest snapshot with --resume {self.served.log.folder.path}"
 
     def _succeed(self, former: ShardHandle, successor: ShardHandle) -> None:
         """Have everybody turn to a shard's successor."""
         successor.incarnation = former.incarnation + 1
         self.shards[former.index] = successor
-        if self.terms.bound is not None:
+        if self.served.terms.bound is not None:
             at_work = ray.get(self.coordinator.at_work.remote(), timeout=ANSWER_S)
             successor.actor.join.remote(list(at_work))
         self.tell()
 
     def _start(self, index: int, state: ShardState, home: int, actor: Any = None) -> ShardHandle:
-        node_id = self.places[home].node_id
+        node_id = self.served.places[home].node_id
         orders = ShardOrders(
             index=index,
             session=self.session,
-            address=self.places[home].address,
-            settings=self.settings,
-            terms=self.terms,
+            address=self.served.places[home].address,
+            settings=self.served.job.settings,
+            terms=self.served.terms,
             state=state,
         )
-        actor = actor or self.pool.take_server(Shard, node_id)
+        actor = actor or self.served.pool.take_server(Shard, node_id)
         loaded = actor.load.remote(orders)
         return ShardHandle(index=index, actor=actor, loaded=loaded, node_id=node_id, home=home)
 
     def _living(self, rank: int) -> int:
         """`rank` if its machine lives, or the first one whose does."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        ranks = [r for r, place in enumerate(self.places) if place.node_id in alive]
+        ranks = [r for r, place in enumerate(self.served.places) if place.node_id in alive]
         if not ranks:
             raise CrewError(f"no machine that takes part is left. {self.how_to_go_on()}")
         return rank if rank in ranks else ranks[0]
