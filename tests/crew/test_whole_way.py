@@ -42,7 +42,7 @@ def test_measure_plan_train_compare(program: Callable[..., Program], tmp_path: P
 
     # once measured, it is known
     assert answer["cached"] == 1
-    assert sum("planning with the profile of" in text for text in answer["said"]) == 1
+    assert sum("planning with the profile of" in text for text in answer["said"]) == 2
 
     rows = {row["label"]: row for row in answer["comparison"]["runs"]}
     singles = [label for label in rows if label.startswith("single")]

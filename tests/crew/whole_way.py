@@ -52,10 +52,8 @@ if __name__ == "__main__":
         ray_session.start_local(4, verbose=False)
         profile = convoy.measure(NETWORK, data=DATA, out="profile.json", observer=watch, **OPTIONS)
         report = convoy.plan(NETWORK, data=DATA, profile="profile.json", **OPTIONS)
-        # measures: there is none in the cache
-        kept = convoy.plan(NETWORK, data=DATA, observer=watch, **OPTIONS)
         run = {"data": DATA, "steps": 8, "lr": 0.01} | OPTIONS
-        result = convoy.train(NETWORK, out="run", observer=watch, profile="profile.json", **run)
+        result = convoy.train(NETWORK, out="run", observer=watch, **run)
         comparison = convoy.compare(
             NETWORK,
             **{"data": DATA, "repeats": 1, "equal": True, "each_single": True, "out": "compared"},
@@ -66,7 +64,6 @@ if __name__ == "__main__":
     answer = {
         "devices": len(profile.devices),
         "report": report.to_dict(),
-        "kept": kept.to_dict(),
         "results": [result.to_dict()],
         "comparison": comparison.to_dict(),
         "said": watch.said,

@@ -31,12 +31,12 @@ from convoy.runtime.json_lines import finite
 from convoy.runtime.observer import LogObserver, Observer
 from convoy.runtime.placement import cluster_of, places
 from convoy.runtime.pool import pool
-from convoy.runtime.profiles import check_cores, contradictions, fitting
+from convoy.runtime.profiles import check_cores, contradictions, fitting, measured
 from convoy.runtime.run_folder import (
     check_vacant,
     write_text,
 )
-from convoy.runtime.survey import identity, survey
+from convoy.runtime.survey import identity
 from convoy.scaling import ScalingSettings, Simulation, simulate_scaling
 from convoy.strategies import STRATEGIES, candidates
 
@@ -53,9 +53,11 @@ def measure(
 ) -> Profile:
     """Measure machines and links with a network; returns the profile, and leaves it in a file.
 
+    It is kept in the cache as well, where later plans for the same machines find it.
+
     Args:
         network: as for `train`.
-        out: the file; without it the profile is only returned.
+        out: the file; without it the profile is returned, and in the cache only.
         merge: add to the profile that is in the file, instead of replacing it.
         dataset: what is loaded while measuring; without it images of the network's published
             shape, made up.
@@ -76,7 +78,7 @@ def measure(
         if reasons:
             raise ProfileError(f"cannot add to {out}: {'; '.join(reasons)}")
     with places(job.settings, watching, verbose=verbose) as found, pool() as processes:
-        profile = survey(job, found, watching, processes)
+        profile = measured(job, found, watching, processes)
     if before is not None:
         profile = merged(before, profile)
     if out is not None:

@@ -54,6 +54,19 @@ def fitting(
             observer.say(f"planning with the profile of {profile.created} in {kept}")
             return profile
         observer.say(f"{kept} no longer fits: {'; '.join(reasons)}")
+    return _measured(job, places, observer, pool, kept)
+
+
+def measured(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) -> Profile:
+    """A new profile, which `fitting` finds from now on."""
+    wanted = wanted_profile(job, places, describe(places, pool))
+    kept = cache_path(wanted, links_of(job.settings))
+    return _measured(job, places, observer, pool, kept)
+
+
+def _measured(
+    job: Job, places: Sequence[Place], observer: Observer, pool: Pool, kept: Path
+) -> Profile:
     profile = survey(job, places, observer, pool)
     profile.save(kept)
     return profile
