@@ -23,11 +23,13 @@ import ray
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
+from whole_way import whole_way
 
 import convoy
+from convoy.api import planning
 from convoy.cli import main
 from convoy.datasets import open_dataset
-from convoy.runtime import run
+from convoy.runtime import comparing, run
 from convoy.runtime.placement import Place
 from convoy.runtime.pool import Pool
 
@@ -212,10 +214,13 @@ if __name__ == "__main__":
         object_store_memory=100 * 1024**2,
         _node_ip_address="127.0.0.1",
     )
-    run.pool = idle
+    run.pool = planning.pool = comparing.pool = idle
     for line in sys.stdin:
         job = json.loads(line)
-        answer = command(job["argv"]) if "argv" in job else train(job)
+        if "whole_way" in job:
+            answer = whole_way(Path(job["whole_way"]))
+        else:
+            answer = command(job["argv"]) if "argv" in job else train(job)
         answer["idle"] = len(IDLE)
         answers.write(json.dumps(answer, default=str) + "\n")
         answers.flush()

@@ -123,6 +123,10 @@ class Harbour:
         """Run one command line."""
         return self._ask({"argv": arguments})
 
+    def whole_way(self, folder: Path) -> dict[str, Any]:
+        """Measure, plan, train and compare; see whole_way.py."""
+        return self._ask({"whole_way": folder})
+
     def close(self) -> None:
         """End it, with all of its Ray."""
         if self._process is None:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from convoy.strategies import STRATEGIES
 
-from .processes import HERE, Program
+from .processes import Harbour
 
 
-def test_measure_plan_train_compare(program: Callable[..., Program], tmp_path: Path) -> None:
-    going = program(str(HERE / "whole_way.py"), XDG_CACHE_HOME=str(tmp_path / "cache"))
-    assert going.wait() == 0, going.stderr
-    answer: dict[str, Any] = json.loads((tmp_path / "answer.json").read_text())
-
+def test_measure_plan_train_compare(harbour: Harbour, tmp_path: Path) -> None:
+    answer = harbour.whole_way(tmp_path)
     assert answer["devices"] == 2
     measured = json.loads((tmp_path / "profile.json").read_text())
     for varies in (*measured["devices"], *measured["links"], measured["all_reduce"]):
@@ -32,7 +27,7 @@ def test_measure_plan_train_compare(program: Callable[..., Program], tmp_path: P
     assert all(sum(m["samples"] for m in plan["machines"]) == 32 for plan in report["plans"])
     assert report["advice"].startswith("Use ")
 
-    (given,) = answer["results"]
+    given = answer["result"]
     assert given["strategy"] == chosen["strategy"]
     assert given["predicted_step_s"] == pytest.approx(chosen["step_s"])
     assert given["predicted_images_per_s"] == pytest.approx(32 / chosen["step_s"])
