@@ -206,6 +206,14 @@ def members_of(processes: set[psutil.Process]) -> list[psutil.Process]:
     return sorted(found, key=lambda process: process.pid)
 
 
+def lives(pid: int) -> bool:
+    """Whether there is such a process; a zombie does not live."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def alive(processes: set[psutil.Process]) -> list[psutil.Process]:
     """Those that run still; a zombie does not."""
     found = []

@@ -7,10 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from .ours import TwoLayers
-from .processes import Harbour
+from .processes import Harbour, lives
 from .reference import (
     NETWORK,
     SAME,
@@ -198,4 +196,4 @@ def test_a_rank_that_hangs_is_given_up_on(harbour: Harbour, tmp_path: Path) -> N
     assert_each_sample_once(run, STEPS_PER_EPOCH)
     assert [rank for rank, *_ in deaths(answer)] == ["2"]
     assert shares(run, first_steps(run)[2]) == [21, 43]
-    assert not any(psutil.pid_exists(pid) for pid in answer["pids"])
+    assert not any(lives(pid) for pid in answer["pids"])

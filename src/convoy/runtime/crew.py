@@ -202,9 +202,9 @@ class Crew:
             lost = any(s.outcome and s.outcome.kind == "peer lost" for s in self._members)
             if lost and deadline is None:
                 self._notice_loss()
-                deadline = time.monotonic() + self.job.settings.timeout_s + 10
-            if deadline is not None and time.monotonic() > deadline:
-                self._give_up_on([s for s in self._members if s.outcome is None])
+                deadline = time.monotonic() + self._patience_s
+            if deadline is not None:
+                self._give_up_on_silent(deadline)
             self._drain()
             self._note_progress()
             at_work = not stopping and deadline is None
@@ -255,9 +255,21 @@ class Crew:
                 return tensors
         return None
 
-    def _give_up_on(self, silent: Sequence[MemberHandle]) -> None:
-        """Ranks that neither answer nor die count as dead, and are made so."""
-        for member in silent:
+    @property
+    def _patience_s(self) -> float:
+        """How long a rank may be silent while others have lost a peer."""
+        return self.job.settings.timeout_s + 10
+
+    def _give_up_on_silent(self, deadline: float) -> None:
+        """Ranks that neither answer nor die count as dead, and are made so.
+
+        Those who have not answered since before the loss was noticed have had their time.
+        """
+        now = time.monotonic()
+        for member in self._members:
+            since = now if member.silent_since is None else member.silent_since
+            if member.outcome or now < min(deadline, since + self._patience_s):
+                continue
             ray.kill(member.actor)
             member.outcome = Outcome(kind="peer lost", step=None, detail="silent")
             member.pid = None

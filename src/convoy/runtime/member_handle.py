@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from convoy.runtime.placement import Place
 from convoy.runtime.pool import Pool
 
 START_TIMEOUT_S = 120.0
+AGAIN_S = 0.5
+"""How long one that has not answered is waited for when it is asked again."""
 GONE = (RayActorError, ObjectLostError, ActorUnschedulableError)
 """What Ray raises for an answer that died with its process or its machine."""
 
@@ -39,6 +42,8 @@ class MemberHandle:
     outcome: Outcome | None = None
     received: int = 0
     """How many of its events have arrived here."""
+    silent_since: float | None = None
+    """When it was asked (`time.monotonic`) what it has not answered in time, if it owes that."""
 
 
 def hire(place: Place, num_threads: int, job_reference: Any, pool: Pool) -> MemberHandle:
@@ -100,14 +105,23 @@ def stop_all(members: Sequence[MemberHandle], reason: str) -> bool:
 
 
 def fetch(members: Sequence[MemberHandle], *, patience_s: float = 10.0) -> list[Event]:
-    """What living members have reported since the last time, of those that answer in time."""
+    """What living members have reported since the last time, of those that answer in time.
+
+    Those who did not last time are not waited for as long again.
+    """
+    asked = time.monotonic()
     polls = [s.actor.poll.remote(s.received) for s in members]
     events = []
     for member, poll in zip(members, polls, strict=True):
+        patience = patience_s if member.silent_since is None else min(patience_s, AGAIN_S)
         try:
-            arrived = ray.get(poll, timeout=patience_s)
-        except (*GONE, GetTimeoutError):
-            continue  # asked for again next time, if it lives
+            arrived = ray.get(poll, timeout=patience)
+        except GetTimeoutError:
+            member.silent_since = member.silent_since or asked
+            continue  # asked for again next time
+        except GONE:
+            continue
+        member.silent_since = None
         member.received += len(arrived)
         events += arrived
     return events
