@@ -159,11 +159,11 @@ def test_nobody_has_nothing_to_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "steps"), [("cifar10-full", 3), ("resnet18", 1)], ids=["cifar10-full", "resnet18"]
+    ("network", "size", "steps"), [("cifar10-full", "32x32", 3), ("resnet18", "16x16", 1)]
 )
-def test_known_networks_are_one_machines(crew: Crew, network: str, steps: int) -> None:
+def test_known_networks_are_one_machines(crew: Crew, network: str, size: str, steps: int) -> None:
     job = job_for("plain", "filter", batch_size=4, steps=steps, weight_decay=0.01)
-    job = replace(job, network=network, dataset="synthetic:3x32x32:10:6")
+    job = replace(job, network=network, dataset=f"synthetic:3x{size}:10:6")
     expected = train_alone(job)
     for report in crew.run(job, WEIGHTS, first_part(job)):
         assert report.outcome.kind == "finished"

@@ -181,7 +181,7 @@ def test_rounds_begin_with_ones_own() -> None:
 
 @pytest.mark.parametrize(
     ("network", "shape", "steps"),
-    [("cifar10-full", "3x32x32", 2), ("resnet18", "3x32x32", 1), ("lenet", "1x28x28", 2)],
+    [("cifar10-full", "3x32x32", 2), ("resnet18", "3x16x16", 1), ("lenet", "1x28x28", 2)],
 )
 def test_known_networks_are_one_machines(crew: Crew, network: str, shape: str, steps: int) -> None:
     job = job_for("plain", "hybrid", batch_size=4, steps=steps, weight_decay=0.01)

@@ -405,7 +405,8 @@ def test_known_networks_are_one_machines(
 ) -> None:
     options = {"micro_batches": 2, "pipeline_schedule": kind}
     job = job_for("plain", "pipeline", options, batch_size=4, steps=2, optimizer=optimizer)
-    job = replace(job, network=network, dataset="synthetic:3x32x32:10:6")
+    size = "16x16" if network == "resnet18" else "32x32"
+    job = replace(job, network=network, dataset=f"synthetic:3x{size}:10:6")
     expected = train_in_micro_batches(job, 2, least=2 if network == "resnet18" else 1)
     for report in crew.run(job, WEIGHTS, first_part(job)):
         assert report.outcome.kind == "finished"
