@@ -29,7 +29,9 @@ import convoy
 from convoy.api import planning
 from convoy.cli import main
 from convoy.datasets import open_dataset
+from convoy.errors import ConvoyError
 from convoy.runtime import comparing, run
+from convoy.runtime.observer import Level, LogObserver
 from convoy.runtime.placement import Place
 from convoy.runtime.pool import Pool
 
@@ -126,8 +128,9 @@ class Watch:
             self.hit(self.shares, signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGINT)
             return
-        kind = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[str(self.deed)]
-        self.hit(self.shares, kind)
+        blows = {"kill": [signal.SIGSTOP, signal.SIGKILL], "stop": [signal.SIGSTOP]}
+        for blow in blows[str(self.deed)]:  # none lives to see another's death
+            self.hit(self.shares, blow)
 
     def evaluated(self, step: int, accuracy: float, loss: float) -> None:
         """Nothing."""
@@ -188,6 +191,25 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     return answer | {"said": watch.said, "pids": watch.pids}
 
 
+def measure_one_that_dies(folder: Path) -> dict[str, Any]:
+    """Measure two ranks, one of which is killed at once."""
+
+    class Blow(LogObserver):
+        def say(self, text: str, level: Level = "info") -> None:
+            if text.startswith("measuring "):
+                children = psutil.Process().children(recursive=True)
+                next(c for c in children if c.name().startswith("ray::Member")).kill()
+
+    IDLE.end()  # or it might hit one that nobody measures
+    about: dict[str, Any] = {"data": "digits", "workers": 2, "out": folder / "p.json"}
+    try:
+        convoy.measure("chavan:3-8-16-10", observer=Blow(), **about)
+    except ConvoyError as error:
+        IDLE.end()
+        return {"error": [type(error).__name__, str(error)]}
+    return {"error": None}
+
+
 def command(argv: list[str]) -> dict[str, Any]:
     """Run one command line of Convoy's."""
     out, err, code = io.StringIO(), io.StringIO(), None
@@ -219,6 +241,8 @@ if __name__ == "__main__":
         job = json.loads(line)
         if "whole_way" in job:
             answer = whole_way(Path(job["whole_way"]))
+        elif "dies" in job:
+            answer = measure_one_that_dies(Path(job["dies"]))
         else:
             answer = command(job["argv"]) if "argv" in job else train(job)
         answer["idle"] = len(IDLE)

@@ -26,14 +26,6 @@ END_S = 30.0
 """How long descendants may take to end once their ancestor has."""
 
 
-def kill_at_once(processes: list[psutil.Process]) -> None:
-    """Kill them so that none lives to see another's death."""
-    for process in processes:
-        process.suspend()
-    for process in processes:
-        process.kill()
-
-
 class Program:
     """A Python program in a folder of its own, in a session of its own."""
 
@@ -126,6 +118,10 @@ class Harbour:
     def whole_way(self, folder: Path) -> dict[str, Any]:
         """Measure, plan, train and compare; see whole_way.py."""
         return self._ask({"whole_way": folder})
+
+    def measure_one_that_dies(self, folder: Path) -> dict[str, Any]:
+        """Measure two ranks, one of which is killed; see harbour.py."""
+        return self._ask({"dies": folder})
 
     def close(self) -> None:
         """End it, with all of its Ray."""

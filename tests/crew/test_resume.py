@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .processes import Harbour, Program, kill_at_once
+from .processes import Harbour, Program
 from .reference import (
     NETWORK,
     SAME,
@@ -24,6 +23,9 @@ from .reference import (
 
 STOPPED = re.compile(r"stopped before step (\d+); the checkpoint of step (\d+) is kept")
 STEPS = 2 * STEPS_PER_EPOCH
+
+
+ALONE = {"workers": 1, "shares": "1"}
 
 
 def flags(options: dict[str, Any]) -> list[str]:
@@ -42,30 +44,28 @@ def kept(run: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in found)
 
 
-def test_every_rank_is_killed(
-    program: Callable[..., Program], harbour: Harbour, tmp_path: Path
-) -> None:
+def test_every_rank_is_killed(harbour: Harbour, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    options = SAME | {"network": NETWORK, "data": "ours:slow", "precision": "fp64", "epochs": 2}
-    train = program(
-        *("-m", "convoy", "train", *flags(options | {"workers": 2, "checkpoint_every": 4})),
-        *("--out", "run"),
-        HURRY=str(tmp_path / "hurry"),
+    options = SAME | {"precision": "fp64", "epochs": 2, "shares": "3,5", "checkpoint_every": 4}
+    killed = harbour.train(
+        folder=tmp_path,
+        network=NETWORK,
+        data="slow",
+        options=options | {"workers": 2, "out": run},
+        **{"deed": "kill", "at": 13, "to": [24, 40]},
     )
-    # a checkpoint is written while the steps after it are done
-    train.until(lambda: steps_done(run) >= 9 and max(kept(run), default=0) >= 8)
-    kill_at_once(train.members())
-    assert train.wait() == 1
-    assert "error: every rank is lost; the last step done is " in train.stderr
-    assert "--resume run" in train.stderr
-    assert "Traceback" not in train.stderr
-    assert kept(run)[-1] >= 8
+    kind, text = killed["error"]
+    assert kind == "CrewError"
+    assert text.startswith("every rank is lost; the last step done is ")
+    assert f"--resume {run}" in text
+    assert kept(run)[-1] >= 8  # a checkpoint is written while the steps after it are done
     assert not (run / "result.json").exists()
     before = kept(run)[-1]
 
-    resumed = harbour.command("train", "--resume", str(run), "--workers", "1", "--json")
-    assert resumed["code"] == 0, resumed["stderr"]
-    result = json.loads(resumed["stdout"])
+    (tmp_path / "hurry").touch()
+    resumed = harbour.train(folder=tmp_path, data="slow", options={"resume": run} | ALONE)
+    assert resumed["error"] is None
+    result = resumed["result"]
     assert (result["samples_seen"], result["resumed_from_step"]) == (2 * 1437, before)
     assert_weights(run, STEPS)
     assert_each_sample_once(run, STEPS)
