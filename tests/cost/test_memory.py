@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from convoy.cost.layers import LayerSize, NetworkFacts, facts_of
-from convoy.cost.memory import OPTIMIZER_STATES, PROCESS_BYTES, peak_bytes
+from convoy.cost.memory import PROCESS_BYTES, peak_bytes
+from convoy.cost.optimizers import OPTIMIZER_STATES
 from convoy.networks import build
 from convoy.runtime.settings import OPTIMIZERS
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from convoy.cost.layers import NetworkFacts
 
-OPTIMIZER_STATES = {"sgd": 1, "adam": 2, "adamax": 2, "adagrad": 1, "adadelta": 2}
-"""Tensors of a parameter's size that each optimizer keeps; sgd's is its momentum."""
 PROCESS_BYTES = 400 * 1024**2
 """Of a rank's process with torch and Ray, before there is any network."""
 

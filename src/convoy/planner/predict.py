@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from convoy.cost.layers import NetworkFacts
-from convoy.cost.memory import OPTIMIZER_STATES
+from convoy.cost.optimizers import OPTIMIZER_STATES, has_momentum
 from convoy.cost.schedule import Schedule, sent_by_link, sent_by_rank
 from convoy.cost.simulate import Played, simulate
 from convoy.cost.world import World
@@ -25,7 +25,8 @@ class Task:
     network: NetworkFacts
     batch_size: int
     optimizer: str = "sgd"
-    """By name, with its usual settings (sgd with momentum)."""
+    momentum: float = 0.9
+    """Of sgd."""
     element_bytes: int = 4
     mixed: bool = False
     """Whether feature maps are bfloat16."""
@@ -142,6 +143,7 @@ def problem_of(world: World, task: Task, strategy: Strategy, picks: Sequence[int
         network=task.network,
         element_bytes=task.element_bytes,
         optimizer_states=OPTIMIZER_STATES[task.optimizer],
+        has_momentum=has_momentum(task.optimizer, task.momentum),
         mixed=task.mixed,
         world=world,
     )

@@ -43,6 +43,7 @@ def task_of(settings: TrainSettings, facts: NetworkFacts) -> Task:
         network=facts,
         batch_size=settings.batch_size,
         optimizer=settings.optimizer,
+        momentum=settings.momentum,
         element_bytes=8 if settings.precision == "fp64" else 4,
         mixed=settings.precision == "bf16",
     )

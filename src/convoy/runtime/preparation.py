@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from convoy.cost.layers import NetworkFacts, facts_of
-from convoy.cost.memory import OPTIMIZER_STATES
+from convoy.cost.optimizers import OPTIMIZER_STATES, has_momentum
 from convoy.cost.world import World
 from convoy.datasets import DataSet
 from convoy.errors import CheckpointError, UsageError
@@ -80,6 +80,7 @@ class Preparation:
             network=self.facts,
             element_bytes=self.element_bytes,
             optimizer_states=OPTIMIZER_STATES[self.settings.optimizer],
+            has_momentum=has_momentum(self.settings.optimizer, self.settings.momentum),
             mixed=self.settings.precision == "bf16",
             world=self.world,
         )

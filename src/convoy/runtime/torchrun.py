@@ -28,7 +28,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from convoy.cost.layers import facts_of
-from convoy.cost.memory import OPTIMIZER_STATES
+from convoy.cost.optimizers import OPTIMIZER_STATES
 from convoy.errors import CrewError, UsageError
 from convoy.runtime.checkpoint import newest_checkpoint, parts_for
 from convoy.runtime.concluding import announce, conclude

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from convoy.cost.equal_nodes import EqualNodes
 from convoy.cost.layers import NetworkFacts
-from convoy.cost.memory import OPTIMIZER_STATES
+from convoy.cost.optimizers import OPTIMIZER_STATES, has_momentum
 from convoy.cost.schedule import Compute, sent_by_rank
 from convoy.cost.simulate import simulate
 from convoy.errors import UsageError
@@ -166,6 +166,7 @@ def _play(nodes: EqualNodes, workload: Workload, strategy: Strategy, count: int)
             network=network,
             element_bytes=workload.element_bytes,
             optimizer_states=OPTIMIZER_STATES[workload.optimizer],
+            has_momentum=has_momentum(workload.optimizer),
         )
     )
     taking_part = len(plan.shares)

@@ -61,6 +61,8 @@ class Problem:
     """Bytes of one parameter: 4 for float32, 8 for float64."""
     optimizer_states: int = 0
     """Tensors of a parameter's size that the optimizer keeps for it."""
+    has_momentum: bool = False
+    """Whether the optimizer goes on in the direction of former steps."""
     mixed: bool = False
     """Whether feature maps are bfloat16 whatever parameters are."""
     world: World | None = None

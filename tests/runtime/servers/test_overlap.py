@@ -6,13 +6,24 @@ from collections.abc import Iterable
 
 import pytest
 
+from convoy.cost.layers import NetworkFacts
 from convoy.runtime.servers.overlap import WINDOW, Overlap
+from convoy.strategies import Problem, Worker
 from convoy.strategies.downpour import Downpour
 
 
-def overlap(blocked: Iterable[float], *, replicas: int = 2, depth: int = 0, **options: int) -> int:
+def overlap(
+    blocked: Iterable[float], *, replicas: int = 2, momentum: bool = False, **options: int
+) -> int:
     """The depth after steps of a second's computation each, blocked for so long on top."""
-    found = Overlap(Downpour(**options).terms_of(depth, replicas))  # type: ignore[arg-type]
+    strategy = Downpour(**options)  # type: ignore[arg-type]
+    problem = Problem(
+        batch_size=8,
+        workers=tuple(Worker(index=i, machine=f"m{i}", device="cpu") for i in range(replicas)),
+        network=NetworkFacts(num_parameters=8, num_buffers=0, shapes=(("weight", (8,)),)),
+        has_momentum=momentum,
+    )
+    found = Overlap(strategy.terms(strategy.plan(problem)))
     for blocked_s in blocked:
         found.note(1 + blocked_s, blocked_s)
     return found.depth
@@ -43,7 +54,12 @@ def test_pushes_now_and_then_are_taken_together() -> None:
 def test_what_was_asked_for_stays() -> None:
     waits = [1.0] * 4 * WINDOW
     assert overlap(waits, in_flight=0) == 0
-    assert overlap(waits, in_flight=3, depth=3) == 3
+    assert overlap(waits, in_flight=3) == 3
     assert overlap(waits, max_staleness=4) == 0
     assert overlap(waits, replicas=1) == 0
-    assert overlap(waits, depth=1) == 1
+
+
+def test_momentum_bears_no_older_weights() -> None:
+    """Asynchrony adds to it: Mitliagkas et al. 2016."""
+    assert overlap([1.0] * 4 * WINDOW, momentum=True) == 0
+    assert overlap([1.0] * 4 * WINDOW, momentum=True, in_flight=1) == 1
