@@ -9,8 +9,8 @@ On emulated machines of 1.0 and 0.5 cores: `single` on the faster, `data`, `aver
 `downpour` over both, the first two of these with shares of two to one. Networks are judged after
 every epoch, so that times are whole epochs'; evaluation does not count, but where replicas go
 on meanwhile. A run is stopped once it has reached the accuracy, or given up on after all its
-epochs, or so many seconds, or when it diverges. Every run is a row. All take SGD with momentum at the
-same rate (push 5 a lower one) but for `downpour, adagrad`, whose optimizer is its own.
+epochs, or so many seconds, or when it diverges. Every run is a row. All take SGD with momentum at
+the same rate (push 5 a lower one) but for `downpour, adagrad`, whose optimizer is its own.
 """
 
 from __future__ import annotations

@@ -77,9 +77,8 @@ def conclude(
     rebalancings: Sequence[Rebalancing] = (),
 ) -> results.RunResult:
     """Write the trained network and result.json, from what is in the run folder."""
-    settings, folder, order = preparation.settings, preparation.folder, preparation.order
-    predicted = preparation.prediction
-    steps = [s for s in read_steps(folder.steps) if s.step < preparation.num_steps]
+    order = preparation.order
+    steps = [s for s in read_steps(preparation.folder.steps) if s.step < preparation.num_steps]
     last_epoch = order.epoch_of(preparation.num_steps - 1)
     recent = [s for s in steps if order.epoch_of(s.step) == last_epoch]
     ranks = results.rank_times(steps)
@@ -87,35 +86,21 @@ def conclude(
     evaluation = journal.evaluation
     current = evaluation is not None and evaluation[0] == preparation.num_steps - 1
     result = results.RunResult(
-        strategy=preparation.job.decided.name,
-        network=settings.network,
-        dataset=preparation.data.name,
-        machines=machines_of(formation.plan),
-        batch_size=settings.batch_size,
-        steps=preparation.num_steps,
-        epochs=preparation.num_steps / order.steps_per_epoch,
-        seed=settings.seed,
-        precision=settings.precision,
-        memory_format=journal.layout or settings.memory_format,
-        wall_s=time.perf_counter() - preparation.begun,
+        **of_any_run(preparation, journal.layout),
         **results.speed(steps),
+        machines=machines_of(formation.plan),
         sent_bytes_per_step=sum(sent) / max(1, len(steps)),
         train_loss=sum(s.loss * s.samples for s in recent) / max(1, sum(s.samples for s in recent)),
         test_loss=evaluation[2] if evaluation and current else None,
         test_accuracy=evaluation[1] if evaluation and current else None,
         samples_seen=sum(s.samples for s in steps),
         reformations=len(recoveries),
-        resumed_from_step=preparation.start.step if preparation.start else None,
         slowest=results.slowest(ranks),
         ranks=ranks,
         recoveries=[{"step": r.step, "lost": r.lost, "seconds": r.seconds} for r in recoveries],
         rebalancings=[
             {"step": r.step, "from": list(r.before), "to": list(r.after)} for r in rebalancings
         ],
-        startup_s=preparation.timeline.phases(),
-        predicted_step_s=predicted.step_s if predicted else None,
-        predicted_images_per_s=predicted.images_per_s if predicted else None,
-        folder=folder.path,
     )
     leave_network(preparation, journal.board, tensors, result, observer)
     by_samples = all(formation.plan.shares)
@@ -127,6 +112,32 @@ def conclude(
             "warning",
         )
     return result
+
+
+def of_any_run(preparation: Preparation, layout: str | None) -> dict[str, Any]:
+    """What a result says of a run that has just ended, whatever came of it.
+
+    Args:
+        layout: the memory format that was settled on.
+    """
+    settings, predicted = preparation.settings, preparation.prediction
+    return {
+        "strategy": preparation.job.decided.name,
+        "network": settings.network,
+        "dataset": preparation.data.name,
+        "batch_size": settings.batch_size,
+        "steps": preparation.num_steps,
+        "epochs": preparation.num_steps / preparation.order.steps_per_epoch,
+        "seed": settings.seed,
+        "precision": settings.precision,
+        "memory_format": layout or settings.memory_format,
+        "wall_s": time.perf_counter() - preparation.begun,
+        "resumed_from_step": preparation.start.step if preparation.start else None,
+        "startup_s": preparation.timeline.phases(),
+        "predicted_step_s": predicted.step_s if predicted else None,
+        "predicted_images_per_s": predicted.images_per_s if predicted else None,
+        "folder": preparation.folder.path,
+    }
 
 
 def leave_network(

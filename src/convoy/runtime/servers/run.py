@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convoy.runtime import results
-from convoy.runtime.concluding import announce, leave_network, machines_of
+from convoy.runtime.concluding import announce, leave_network, machines_of, of_any_run
 from convoy.runtime.deciding import Decision
 from convoy.runtime.interrupt import Interrupt
 from convoy.runtime.observer import Observer
@@ -87,8 +86,8 @@ def _conclude(
     preparation: Preparation, fleet: Fleet, tensors: Tensors, observer: Observer
 ) -> results.RunResult:
     """Write the trained network and result.json."""
-    settings, log, order = preparation.settings, fleet.served.log, preparation.order
-    predicted, tally = preparation.prediction, fleet.served.log.tally
+    log, order = fleet.served.log, preparation.order
+    tally = log.tally
     last_epoch = order.epoch_of(preparation.num_steps - 1)
     recent = [row for row in log.rows if row["epoch"] == last_epoch and row["loss"] is not None]
     weight = sum(row["samples"] for row in recent)
@@ -104,17 +103,8 @@ def _conclude(
         for i, place in enumerate(known)
     ]
     result = results.RunResult(
-        strategy=preparation.job.decided.name,
-        network=settings.network,
-        dataset=preparation.data.name,
+        **of_any_run(preparation, log.layout),
         machines=machines,
-        batch_size=settings.batch_size,
-        steps=preparation.num_steps,
-        epochs=preparation.num_steps / order.steps_per_epoch,
-        seed=settings.seed,
-        precision=settings.precision,
-        memory_format=log.layout or settings.memory_format,
-        wall_s=time.perf_counter() - preparation.begun,
         **pace_of([row for row in log.rows if not row["position"]], results.WARM_UP_STEPS),
         sent_bytes_per_step=sum(row["sent_bytes"] for row in log.rows) / max(1, tally.steps),
         train_loss=sum(r["loss"] * r["samples"] for r in recent) / weight if weight else None,
@@ -122,17 +112,12 @@ def _conclude(
         test_accuracy=evaluation[1] if evaluation else None,
         samples_seen=tally.samples,
         reformations=len(fleet.replicas.losses),
-        resumed_from_step=preparation.start.step if preparation.start else None,
         slowest=None,  # nobody waits for it
         ranks=ranks,
         recoveries=[
             {"step": r["step"], "lost": r["lost"], "seconds": None} for r in fleet.replicas.losses
         ],
-        startup_s=preparation.timeline.phases(),
         servers=_servers(fleet, tally),
-        predicted_step_s=predicted.step_s if predicted else None,
-        predicted_images_per_s=predicted.images_per_s if predicted else None,
-        folder=preparation.folder.path,
     )
     leave_network(preparation, log.board, tensors, result, observer)
     return result
@@ -180,8 +165,12 @@ def _rank_times(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for rank, own in sorted(of_ranks.items()):
         steady = own[results.WARM_UP_STEPS :] or own
         found.append(
-            {"rank": rank, "machine": own[-1]["machine"], "samples": own[-1]["samples"]}
-            | {"steps": len(own)}
+            {
+                "rank": rank,
+                "machine": own[-1]["machine"],
+                "samples": max(row["samples"] for row in own),
+                "steps": len(own),
+            }
             | {
                 key: statistics.median(row[key] for row in steady)
                 for key in ("compute_s", "wait_s", "comm_s", "sent_bytes")
