@@ -7,10 +7,11 @@
 
 `throughput`: every machine alone, then `downpour`, Convoy's `data` and plain
 DistributedDataParallel over all, in turns; in one case a machine is slowed to a tenth in the
-middle. `link`: pushes and fetches of a network of 100 MB between two machines, beside what the link
-carries, and what a push costs a server beside one pass over its memory. `prediction`: how long a
-step is predicted and measured to be, by `convoy compare`. `kills`: replicas and
-shards killed at random moments.
+middle. Beside them, what all machines do that train alone, but all at once: emulated ones share a
+computer, and nothing can be faster. `link`: pushes and fetches of a network of 100 MB between two
+machines, beside what the link carries, and what a push costs a server beside one pass over its
+memory. `prediction`: how long a step is predicted and measured to be, by `convoy compare`. `kills`:
+replicas and shards killed at random moments.
 """
 
 from __future__ import annotations
@@ -155,12 +156,40 @@ def plain(inside: lab.Lab, slowed: bool) -> tuple[float, float]:
     return size / usual, size / median(slow) if slow else float("nan")
 
 
+def side_by_side(inside: lab.Lab, cores: Sequence[float]) -> float:
+    """What all machines do at once, each alone, of what they do one after another.
+
+    They share a computer: its caches, its memory, and whatever else its cores have in common.
+    """
+    script = str(Path(__file__).parent / "plain_ddp.py")
+
+    def start(name: str, of_one: float) -> subprocess.Popen[str]:
+        steps = SKIP + round(90 * of_one)  # so that all end at about the same time
+        command = [sys.executable, script, "--network", NETWORK, "--channels-last"]
+        command += ["--data", DATA.format(20 * BATCH_SIZE)]
+        command += ["--batch-size", str(BATCH_SIZE), "--steps", str(steps)]
+        address = inside.addresses[name]
+        place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": address, "OWN_ADDRESS": address}
+        env = os.environ | place | {"MASTER_PORT": str(PORT)}
+        return inside.start(name, command, env=env, stdout=subprocess.PIPE, text=True)
+
+    def speed(training: subprocess.Popen[str]) -> float:
+        said, _ = training.communicate(timeout=600)
+        times: list[float] = json.loads(said)[SKIP:]
+        return len(times) * BATCH_SIZE / sum(times)
+
+    machines = list(zip(inside.addresses, cores, strict=True))
+    in_turns = sum(speed(start(*machine)) for machine in machines)
+    return sum(map(speed, [start(*machine) for machine in machines])) / in_turns
+
+
 def throughput(case: str, rounds: int) -> list[dict[str, Any]]:
     """One cluster."""
     cores, slowed = CASES[case]
     names = "abc"[: len(cores)]
     found: dict[str, list[float]] = {}
     slow: dict[str, list[float]] = {}
+    at_once: list[float] = []
     text = cluster_text(cores, names)
     with (
         tempfile.TemporaryDirectory() as name,
@@ -179,6 +208,7 @@ def throughput(case: str, rounds: int) -> list[dict[str, Any]]:
                     before = [row for row in steps if row["time"] < begin]
                     steps = before or steps
                 found.setdefault(way, []).append(pace(steps))
+            at_once.append(side_by_side(inside, cores))
             usual, slower = plain(inside, slowed)
             found.setdefault("DDP", []).append(usual)
             slow.setdefault("DDP", []).append(slower)
@@ -189,6 +219,7 @@ def throughput(case: str, rounds: int) -> list[dict[str, Any]]:
     for way in ("downpour", "data", "DDP"):
         row = {"case": case, "way": way, "images/s": speeds[way]}
         row |= {"of the sum of speeds": speeds[way] / together}
+        row |= {"side by side, of the sum": median(at_once)}
         if slowed:
             row |= {"images/s while slow": median(slow[way])}
             row |= {"of the sum then": median(slow[way]) / then}
