@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -273,3 +274,29 @@ def test_the_lines_that_count_cover_each_epoch_once(
         for position in range(row["first"], row["first"] + row["samples"])
     )
     assert taken == Counter((epoch, position) for epoch in range(2) for position in range(10))
+
+
+def served(step: int, replica: int, rank: int, generation: int = 1, **more: Any) -> str:
+    """A line of asynchronous training."""
+    row = {"step": step, "rank": rank, "replica": replica, "generation": generation}
+    row |= {"position": 0, "samples": 4, "wall_s": 1.0, "loss": 1.0} | more
+    return json.dumps(row) + "\n"
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_of_steps_done_twice_by_replicas_the_later_ones_count(
+    tmp_path: Path, swapped: bool
+) -> None:
+    """Lines come in any order; a replica of two devices has one of each."""
+    lines = [
+        served(0, 0, 0),
+        served(0, 2, 1, samples=3),
+        served(1, 2, 1, samples=0, position=1),
+        served(1, 2, 0),
+        served(1, 1, 0, generation=2, samples=2),
+    ]
+    path = tmp_path / "steps.jsonl"
+    path.write_text("".join(lines[::-1] if swapped else lines))
+    assert [(step.step, step.samples) for step in read_steps(path)] == [(0, 3), (1, 2)]
+    path.write_text("".join(lines[:4][::-1] if swapped else lines[:4]))
+    assert [(step.samples, len(step.ranks)) for step in read_steps(path)] == [(3, 1), (4, 2)]

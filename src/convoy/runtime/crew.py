@@ -35,6 +35,7 @@ from convoy.runtime.member_handle import (
     await_ready,
     committed,
     dismiss,
+    end,
     fetch,
     foreign_error,
     hire,
@@ -270,9 +271,8 @@ class Crew:
             since = now if member.silent_since is None else member.silent_since
             if member.outcome or now < min(deadline, since + self._patience_s):
                 continue
-            ray.kill(member.actor)
+            end(member)
             member.outcome = Outcome(kind="peer lost", step=None, detail="silent")
-            member.pid = None
 
     def _regroup(self) -> Footing:
         """After a formation has ended: who goes on, from which step, with whose state."""

@@ -139,6 +139,10 @@ class Member:
         """The network's buffers as they are in this replica now; those of this device's part."""
         return self._replica.buffers() if self._replica is not None else {}
 
+    def newest(self) -> dict[int, tuple[int, int]]:
+        """By shard: incarnation and version of the newest answer that has come here."""
+        return self._replica.newest() if self._replica is not None else {}
+
     def clock(self) -> float:
         """What time it is here, in seconds since 1970."""
         return time.time()

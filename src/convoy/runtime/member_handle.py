@@ -62,6 +62,12 @@ def dismiss(members: Sequence[MemberHandle], pool: Pool, *, reusable: bool) -> N
             ray.kill(member.actor)
 
 
+def end(member: MemberHandle) -> None:
+    """End its process, and count it as dead."""
+    ray.kill(member.actor)
+    member.pid = None
+
+
 def await_ready(members: Sequence[MemberHandle]) -> None:
     """Wait until all are prepared.
 

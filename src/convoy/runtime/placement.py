@@ -88,7 +88,11 @@ def cluster_of(settings: TrainSettings) -> Cluster | None:
 
 
 def places_now(settings: TrainSettings) -> list[Place]:
-    """Places on all machines that the settings are about and that are there now; raises nothing."""
+    """Places on all machines that the settings are about and that are there now.
+
+    Raises:
+        ConvoyError: the cluster file cannot be read, or does not fit what is there.
+    """
     if settings.cluster is None:
         return []
     nodes = list_nodes()

@@ -174,6 +174,11 @@ def summarise(rows: Sequence[Record]) -> StepSummary:
     )
 
 
+def _doing(row: Record) -> tuple[int, int]:
+    """Of asynchronous training: replicas have numbers, and who comes later has a higher one."""
+    return row["generation"], row.get("replica", -1)
+
+
 def read_steps(path: Path) -> list[StepSummary]:
     """The steps that count, in order: of a step done more than once, the last doing.
 
@@ -183,7 +188,15 @@ def read_steps(path: Path) -> list[StepSummary]:
     """
     by_step: dict[int, list[Record]] = {}
     for row in read_lines(path):
-        if row["rank"] == 0:  # a step's lines are written together, in order of rank
-            by_step[row["step"]] = []
-        by_step.setdefault(row["step"], []).append(row)
+        before = by_step.setdefault(row["step"], [])
+        if "replica" not in row:
+            if row["rank"] == 0:  # a step's lines are written together, in order of rank
+                before.clear()
+        elif before:
+            last, own = _doing(before[0]), _doing(row)
+            if own < last:
+                continue
+            if own > last:
+                before.clear()
+        before.append(row)
     return [summarise(by_step[step]) for step in sorted(by_step)]

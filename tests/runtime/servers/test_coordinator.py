@@ -111,6 +111,30 @@ def test_the_next_one_warms_up_if_the_first_dies() -> None:
     go(program())
 
 
+@pytest.mark.parametrize("leases", range(1, 6))
+def test_warming_up_goes_on_whenever_the_first_dies(leases: int) -> None:
+    """What it had leased is done by the next, and nobody waits for ever."""
+
+    async def program() -> None:
+        coordinator = await assigned(warm_start=5)
+        for replica in (0, 1):
+            await coordinator.join(replica)
+        for number in range(leases):
+            lease = await taken(coordinator, 0)
+            if number % 2:
+                await coordinator.done(0, lease.steps, 1.0)
+        back = await coordinator.forget(0)
+        assert back
+        found: list[int] = []
+        while len(found) < len(back):
+            lease = await taken(coordinator, 1)
+            assert lease.alone
+            found += lease.steps
+        assert tuple(found) == back
+
+    go(program())
+
+
 def test_a_lease_says_whether_others_are_at_work() -> None:
     async def program() -> None:
         coordinator = await assigned()

@@ -22,6 +22,8 @@ from convoy.runtime.timeline import Timeline
 MountDisk = Callable[..., Path]
 ORDER = GlobalOrder(num_samples=10, batch_size=4, seed=0)
 """Steps of 4, 4 and 2 samples."""
+OF_TENSORBOARD = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+"""Whose own thread ends with a disk that is full."""
 
 
 class Listener:
@@ -201,11 +203,48 @@ def test_the_pace_that_is_shown_is_that_of_all(log: FleetLog, listener: Listener
 def test_a_line_cut_short_is_taken_off_and_others_are_kept(
     make: Callable[[Path], FleetLog], tmp_path: Path
 ) -> None:
-    (tmp_path / "steps.jsonl").write_text('{"step": 0}\n{"step": 1')
+    before = make(tmp_path)
+    before.take([record(0, staleness=1)])
+    before.close()
+    with (tmp_path / "steps.jsonl").open("a") as file:
+        file.write('{"step": 1')
     log = make(tmp_path)
     log.take([record(1)])
-    log.flush()
     assert [row["step"] for row in rows_in(log.folder.steps)] == [0, 1]
+
+
+def test_what_was_interrupted_counts(
+    make: Callable[[Path], FleetLog], tmp_path: Path, listener: Listener
+) -> None:
+    """Also what was done after the snapshot, and is done again."""
+    before = make(tmp_path)
+    before.take([record(0, staleness=1), record(1, staleness=None), record(2, staleness=2)])
+    before.evaluated(2, {"correct": 1, "loss_sum": 1.0, "samples": 5})
+    before.close()
+    log = make(tmp_path)
+    tally = log.tally
+    assert (tally.steps, tally.samples, tally.repeated) == (3, 12, 0)
+    assert tally.staleness == {1: 1, 2: 1}
+    log.take([record(2, staleness=0), record(3)])
+    assert (tally.steps, tally.samples, tally.repeated) == (5, 20, 4)
+    assert tally.staleness == {0: 2, 1: 1, 2: 1}
+    assert (log.steps_now, tally.by_rank) == (2, {0: 8})
+    assert [step.step for step in listener.steps[-2:]] == [2, 3]  # of so many that are done
+    log.evaluated(3, {"correct": 1, "loss_sum": 1.0, "samples": 5})
+    first, second = rows_in(log.folder.evaluations)
+    assert second["elapsed_s"] >= first["elapsed_s"]
+
+
+def test_another_strategy_may_have_begun(make: Callable[[Path], FleetLog], tmp_path: Path) -> None:
+    lines = [
+        {"step": step, "rank": rank, "generation": 0, "samples": 2, "wall_s": 1.0, "loss": 1.0}
+        for step in range(2)
+        for rank in range(2)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "steps.jsonl").write_text(text)
+    tally = make(tmp_path).tally
+    assert (tally.steps, tally.samples, tally.repeated) == (2, 8, 0)
 
 
 def test_what_json_has_no_number_for_is_null(log: FleetLog) -> None:
@@ -214,17 +253,39 @@ def test_what_json_has_no_number_for_is_null(log: FleetLog) -> None:
     assert rows_in(log.folder.steps)[0]["loss"] is None
 
 
-def test_a_full_disk_says_how_to_go_on(
+@OF_TENSORBOARD
+def test_on_a_full_disk_records_wait_until_there_is_room(
+    mount_disk: MountDisk, make: Callable[[Path], FleetLog], listener: Listener
+) -> None:
+    place = mount_disk(size_kib=64)
+    log = make(place)
+    filler = place / "filler"
+    fill(filler)
+    take_many(log)
+    assert not log.flush()
+    full = [text for text, _ in listener.said if "records wait in memory until" in text]
+    assert len(full) == 1
+    assert full[0].startswith(f"cannot write in {place}: No space left")
+    log.evaluated(5, {"correct": 1, "loss_sum": 1.0, "samples": 5})
+    filler.unlink()
+    assert log.flush()
+    assert [row["step"] for row in rows_in(log.folder.steps)] == list(range(60))
+    assert len(rows_in(log.folder.evaluations)) == 1
+
+
+@OF_TENSORBOARD
+def test_a_disk_that_stays_full_says_how_to_go_on(
     mount_disk: MountDisk, make: Callable[[Path], FleetLog]
 ) -> None:
     place = mount_disk(size_kib=64)
     log = make(place)
     filler = place / "filler"
     fill(filler)
+    take_many(log)
     with pytest.raises(
         ConvoyError, match=rf"^cannot write in {place}: No space left.*--resume {place}$"
     ):
-        take_many(log)
+        log.close()
     filler.unlink()
 
 
@@ -236,9 +297,8 @@ def fill(path: Path) -> None:
 
 
 def take_many(log: FleetLog) -> None:
-    for step in range(1000):
+    for step in range(60):
         log.take([record(step)])
-        log.flush()
 
 
 def rows(ends: list[tuple[float, int]], samples: int = 8) -> list[dict[str, Any]]:

@@ -39,6 +39,9 @@ HELD_PATIENCE_S = 3600.0
 """to answer a push that a bound on staleness may hold back, while others judge or are slow."""
 LOOK_S = 0.5
 """How often a replica that waits for an answer asks whether the shard still is the one it knows."""
+RESEND_S = 20.0
+"""After so long without an answer it is asked for once more, and then after twice as long again: a
+connection may be lost while both its ends live, and what was on its way with it."""
 LINGER_MS = 1000
 """How long what was sent last may take to be gone."""
 
@@ -122,6 +125,8 @@ class ShardClient:
         """Those that what has not been pushed yet began with."""
         self.issued: Exchange | None = None
         """The last one."""
+        self.newest = [(incarnation, 0) for incarnation in where.incarnations]
+        """By shard: the newest version that an answer has told of, and whose."""
         self.blocked_s = 0.0
         """How long this replica has waited for shards; whoever reads it may set it to 0."""
 
@@ -213,7 +218,9 @@ class ShardClient:
 
     def _answer(self, index: int, call: Call) -> Answer:
         """The shard's answer; of a shard that has died, its successor's to the same question."""
-        deadline = time.monotonic() + self._patience_s
+        now = time.monotonic()
+        deadline, again_s = now + self._patience_s, RESEND_S
+        again = now + again_s
         while call.ticket not in self._come:
             if self._collect(index, LOOK_S):
                 continue
@@ -224,6 +231,10 @@ class ShardClient:
                     f"shard {index} of the parameters ({self._where.endpoints[index]}) has not "
                     f"answered replica {self._replica} for {self._patience_s:.0f} s"
                 )
+            elif time.monotonic() > again:
+                again_s *= 2
+                again = time.monotonic() + again_s
+                self._ask_again(index)
         self._outstanding[index].remove(call)
         return self._come.pop(call.ticket)
 
@@ -235,28 +246,34 @@ class ShardClient:
         frames = socket.recv_multipart(copy=False)
         ticket, answer = read_answer([frame.buffer for frame in frames])
         self._come[ticket] = answer
+        known = (self._where.incarnations[index], answer.version)
+        self.newest[index] = max(self.newest[index], known)
         return True
 
     def _look_for_successors(self) -> bool:
         """Turn to shards that have been started again, with all that they have not answered.
 
-        Questions keep their order. False if none has been.
+        False if none has been.
         """
         before, self._where = self._where, self._look_up()
         pairs = zip(before.incarnations, self._where.incarnations, strict=True)
         successors = [index for index, (old, new) in enumerate(pairs) if new > old]
         for index in successors:
-            self._sockets[index].close(linger=0)
-            self._sockets[index] = self._connected(self._where.endpoints[index])
-            unanswered, self._outstanding[index] = self._outstanding[index], []
-            for call in unanswered:
-                if call.ticket in self._come:  # it has come, and is yet to be taken
-                    self._outstanding[index].append(call)
-                    continue
-                again = self._ask(index, call.request.kind, call.request.push)
-                call.ticket, call.incarnation = again.ticket, again.incarnation
-                self._outstanding[index][-1] = call
+            self._ask_again(index)
         return bool(successors)
+
+    def _ask_again(self, index: int) -> None:
+        """Over a new connection, all that a shard has not answered. Questions keep their order."""
+        self._sockets[index].close(linger=0)
+        self._sockets[index] = self._connected(self._where.endpoints[index])
+        unanswered, self._outstanding[index] = self._outstanding[index], []
+        for call in unanswered:
+            if call.ticket in self._come:  # it has come, and is yet to be taken
+                self._outstanding[index].append(call)
+                continue
+            again = self._ask(index, call.request.kind, call.request.push)
+            call.ticket, call.incarnation = again.ticket, again.incarnation
+            self._outstanding[index][-1] = call
 
     @staticmethod
     def _connected(endpoint: str) -> zmq.Socket[bytes]:

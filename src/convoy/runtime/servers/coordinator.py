@@ -165,10 +165,8 @@ class Coordinator:
             step, self._to_judge = self._to_judge, None
             self._judging[replica] = step
             return Lease(evaluates=step, alone=alone)
-        count = self._count(replica)
-        if warm > 0:  # what is leased already is not to be leased beyond
-            count = min(count, self._of.first_step + self._of.warm_start - self._leases.next)
-        steps = self._leases.take(replica, count)
+        end = self._of.first_step + self._of.warm_start if warm > 0 else None
+        steps = self._leases.take(replica, self._count(replica), end)
         return Lease(steps=steps, alone=alone) if steps else None
 
     def _count(self, replica: int) -> int:

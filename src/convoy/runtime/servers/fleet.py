@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
-from convoy.errors import CrewError, DivergedError
+from convoy.errors import CheckpointError, CrewError, DivergedError
 from convoy.runtime import ray_session
 from convoy.runtime.checkpoint import Checkpoint, parts_for
 from convoy.runtime.interrupt import Interrupt
-from convoy.runtime.member_handle import GONE, MemberHandle, await_ready
+from convoy.runtime.member_handle import GONE, MemberHandle, await_ready, foreign_error
 from convoy.runtime.servers.coordinator import Assignment, Coordinator
 from convoy.runtime.servers.replica_keeper import POLL_S, ReplicaKeeper
 from convoy.runtime.servers.served_run import ServedRun
@@ -81,11 +81,18 @@ class Fleet:
         except BaseException as error:
             for member in members:
                 self.served.pool.discard(member.actor)
-            if isinstance(error, (CrewError, *GONE)) and not self._has_coordinator():
+            ends_it = (CrewError, GetTimeoutError, RayTaskError, *GONE)
+            if isinstance(error, ends_it) and not self._has_coordinator():
                 raise CrewError(
                     "the coordinator, a process on this machine that leases steps to replicas, "
                     f"died. Has this machine run out of memory? {self.shards.how_to_go_on()}"
                 ) from None
+            if isinstance(error, GetTimeoutError):
+                raise CrewError(
+                    f"a process of this run does not answer. {self.shards.how_to_go_on()}"
+                ) from None
+            if isinstance(error, RayTaskError):
+                raise foreign_error(error, "a process of this run") from None
             raise
         finally:
             self.replicas.end()
@@ -153,7 +160,8 @@ class Fleet:
             done, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
             self.replicas.drain()  # what replicas know of a shard's last version, among others
             for shard in [shard for shard in self.shards.shards if shard.serving in done]:
-                self.shards.restore(shard)
+                newest = self.replicas.newest_version(shard.index, shard.incarnation)
+                self.shards.restore(shard, newest)
             try:
                 self.replicas.collect(done, stopping=stopping)
             except DivergedError as error:
@@ -171,7 +179,8 @@ class Fleet:
                 self.shards.move(index, rank)
             self.shards.settle_moves()
             if now > next_spare:
-                self.shards.keep_spare(self.replicas.paces.is_slow)
+                fastest = self.replicas.paces.fastest(len(self.served.places))
+                self.shards.keep_spare(fastest)
                 next_spare = now + SPARE_AFTER_S
             if self.replicas.recruits.any_ready():
                 self.replicas.welcome(self.replicas.recruits.take_ready())
@@ -197,7 +206,10 @@ class Fleet:
 
     def _conclude(self) -> Tensors:
         """All that was learnt, judged by those who are still there."""
-        self._keep_snapshot(last=True)
+        try:
+            self._keep_snapshot(last=True)
+        except CheckpointError as error:  # what was learnt needs less room
+            self.served.observer.say(str(error), "warning")
         tensors = network_in(self.shards.conclude(self.replicas.current_network()))
         if not self.replicas.judge(tensors):
             raise CrewError(f"every replica is lost. {self.shards.how_to_go_on()}")

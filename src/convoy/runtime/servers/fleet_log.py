@@ -6,22 +6,21 @@ clocks may be wrong, and are asked what they say, so that their times can be tol
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from convoy.errors import ConvoyError
 from convoy.runtime.events import Event
-from convoy.runtime.json_lines import drop_unfinished, finite
+from convoy.runtime.json_lines import drop_unfinished, read_lines
 from convoy.runtime.observer import Observer
-from convoy.runtime.records import StepSummary, summarise
+from convoy.runtime.records import StepSummary, read_steps, summarise
 from convoy.runtime.run_folder import RunFolder
 from convoy.runtime.sampler import GlobalOrder
+from convoy.runtime.servers.patient_file import PatientFile
 from convoy.runtime.tensorboard import Board
 from convoy.runtime.timeline import Timeline
 
@@ -43,7 +42,8 @@ class Tally:
     staleness: Counter[int] = field(default_factory=Counter)
     """Pushes by how many versions they were behind."""
     by_rank: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
-    """Samples, those of a replica of several devices by their parts of the work."""
+    """Samples since the run began or was resumed, those of a replica of several devices by their
+    parts of the work."""
 
 
 class FleetLog:
@@ -77,15 +77,48 @@ class FleetLog:
         self.test_samples = test_samples
         self._order, self.num_steps = order, num_steps
         self._observer, self._timeline = observer, timeline
-        drop_unfinished(folder.steps)
-        self._file = folder.steps.open("a", encoding="utf-8")
         self._parts = parts
         self._seen: set[int] = set()
+        self._had_s = self._go_on()
+        self._steps = PatientFile(folder.steps)
+        self._evaluations = PatientFile(folder.evaluations)
+        self._is_full = self._has_no_curves = False
+        self._losses: deque[float] = deque(maxlen=WINDOW)
         self._ends: deque[float] = deque(maxlen=WINDOW + 1)
         self._skew: dict[int, float] = {}
         self._asked: dict[int, float] = {}
         self._warned: set[str] = set()
         self._began = time.monotonic()
+
+    def _go_on(self) -> float:
+        """Count what is in the folder; how many seconds its replicas have trained so far."""
+        if self.folder.steps.is_file():
+            drop_unfinished(self.folder.steps)
+            rows = read_lines(self.folder.steps)
+            if all("replica" in row for row in rows):
+                for row in rows:
+                    if not row["position"]:
+                        self._count(row)
+            else:  # another strategy began
+                for step in read_steps(self.folder.steps):
+                    self._count_samples(step.step, step.samples)
+        if not self.folder.evaluations.is_file():
+            return 0.0
+        drop_unfinished(self.folder.evaluations)
+        rows = read_lines(self.folder.evaluations)
+        return max((row["elapsed_s"] for row in rows if "elapsed_s" in row), default=0.0)
+
+    def _count(self, row: Mapping[str, Any]) -> None:
+        self._count_samples(row["step"], row["samples"])
+        if row["staleness"] is not None:
+            self.tally.staleness[row["staleness"]] += 1
+
+    def _count_samples(self, step: int, samples: int) -> None:
+        self.tally.steps += 1
+        self.tally.samples += samples
+        if step in self._seen:
+            self.tally.repeated += samples
+        self._seen.add(step)
 
     def begin(self) -> None:
         """Replicas are about to start."""
@@ -109,12 +142,8 @@ class FleetLog:
                 "warning",
             )
 
-    def take(self, events: Iterable[Event]) -> None:
-        """Take what replicas reported.
-
-        Raises:
-            ConvoyError: the run folder cannot be written.
-        """
+    def take(self, events: Sequence[Event]) -> None:
+        """Take what replicas reported; what there is no room for on the disk waits in memory."""
         steps: list[StepSummary] = []
         for kind, content in events:
             if kind == "record":
@@ -125,9 +154,11 @@ class FleetLog:
                 self.layout = self.layout or content["layout"]
             elif kind == "evaluation":
                 self.evaluated(content["step"], content)
-        self.board.steps(steps)
         if steps:
-            self.board.staleness(self.tally.staleness, self.tally.steps)
+            self._draw(lambda: self.board.steps(steps))
+            self._draw(lambda: self.board.staleness(self.tally.staleness, self.tally.steps))
+        if events:
+            self.flush()
 
     def evaluated(self, step: int, sums: Mapping[str, Any]) -> None:
         """The network was judged, as it was when `step` had been done."""
@@ -135,27 +166,61 @@ class FleetLog:
         loss = sums["loss_sum"] / sums["samples"]
         self.evaluation = (step, accuracy, loss)
         row = {"step": step, "test_accuracy": accuracy, "test_loss": loss}
-        row["elapsed_s"] = time.monotonic() - self._began
-        self._append(self.folder.evaluations, row)
-        self.board.evaluation(step, accuracy, loss)
+        row["elapsed_s"] = self._had_s + time.monotonic() - self._began
+        self._evaluations.add(row)
+        self.flush()
+        self._draw(lambda: self.board.evaluation(step, accuracy, loss))
         self._observer.evaluated(step, accuracy, loss)
 
     def close(self) -> None:
-        """Flush and close all files."""
-        self.board.close()
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-        except OSError as error:
-            raise self._full(error) from None
+        """Flush and close all files.
 
-    def flush(self) -> None:
-        """Have what is written seen by others."""
+        Raises:
+            ConvoyError: there still is no room for what is to be written.
+        """
+        self._draw(self.board.close)
+        errors = [error for file in self._files if (error := file.close())]
+        if errors:
+            raise ConvoyError(
+                f"cannot write in {self.folder.path}: {errors[0].strerror}. Make room, then go on "
+                f"with --resume {self.folder.path}"
+            )
+
+    def flush(self) -> bool:
+        """Have what is written seen by others; whether all of it is."""
+        errors = [error for file in self._files if (error := file.flush())]
+        if errors and not self._is_full:
+            self._observer.say(
+                f"cannot write in {self.folder.path}: {errors[0].strerror}. Training goes on, and "
+                "records wait in memory until there is room",
+                "warning",
+            )
+        self._is_full = bool(errors)
+        return not errors
+
+    @property
+    def steps_now(self) -> int:
+        """Those done since the run began, or was resumed."""
+        return sum(not row["position"] for row in self.rows)
+
+    @property
+    def loss(self) -> float | None:
+        """Mean of the last steps'; None before there are enough."""
+        return statistics.fmean(self._losses) if len(self._losses) == WINDOW else None
+
+    @property
+    def _files(self) -> tuple[PatientFile, PatientFile]:
+        return self._steps, self._evaluations
+
+    def _draw(self, work: Callable[[], None]) -> None:
+        """TensorBoard's files are not patient: where they cannot be written, they end."""
+        if self._has_no_curves:
+            return
         try:
-            self._file.flush()
-        except OSError as error:
-            raise self._full(error) from None
+            work()
+        except ConvoyError as error:
+            self._observer.say(f"{error}. TensorBoard's curves end here", "warning")
+            self._has_no_curves = True
 
     def _record(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write a line; what is in it besides what the replica reported follows from it."""
@@ -170,22 +235,14 @@ class FleetLog:
         for key in ("sent_to", "received_from"):
             row[key] = {str(rank): size for rank, size in row[key].items()}
         self.rows.append(row)
-        try:
-            self._file.write(json.dumps(finite(row)) + "\n")
-        except OSError as error:
-            raise self._full(error) from None
+        self._steps.add(row)
         return row
 
     def _summed_up(self, row: dict[str, Any]) -> StepSummary:
         """A step in the tally, and as it is shown."""
-        tally = self.tally
-        tally.steps += 1
-        tally.samples += row["samples"]
-        if row["step"] in self._seen:
-            tally.repeated += row["samples"]
-        self._seen.add(row["step"])
-        if row["staleness"] is not None:
-            tally.staleness[row["staleness"]] += 1
+        self._count(row)
+        if row["loss"] is not None:
+            self._losses.append(row["loss"])
         self._timeline.mark("first step")
         self._ends.append(row["time"])
         summary = summarise([row])
@@ -196,20 +253,6 @@ class FleetLog:
         )
         self._observer.stepped(shown, self.num_steps)
         return shown
-
-    def _append(self, path: Any, row: Mapping[str, Any]) -> None:
-        try:
-            drop_unfinished(path)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(finite(row)) + "\n")
-        except OSError as error:
-            raise self._full(error) from None
-
-    def _full(self, error: OSError) -> ConvoyError:
-        return ConvoyError(
-            f"cannot write in {self.folder.path}: {error.strerror}. Make room, then go on with "
-            f"--resume {self.folder.path}"
-        )
 
 
 def pace_of(rows: Sequence[Mapping[str, Any]], warm_up: int) -> dict[str, Any]:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 
 from convoy.runtime.member_handle import GONE, MemberHandle
 from convoy.state import Tensors
 from convoy.strategies.shares import cut
+
+LOOK_S = 10.0
+"""How often one that judges is asked whether it is there, and"""
+ANSWER_S = 60.0
+"""how long that may take it."""
 
 
 def judge(
@@ -38,9 +45,18 @@ def judge(
         parts = []
         for member, part, call in calls:
             try:
-                for key, value in ray.get(call).items():
+                for key, value in _answer(member, call).items():
                     sums[key] += value
-            except GONE:
+            except (*GONE, GetTimeoutError):
+                ray.kill(member.actor)
                 parts.append(part)
                 left = [other for other in left if other is not member]
     return sums, left
+
+
+def _answer(member: MemberHandle, call: Any) -> dict[str, float]:
+    """What it found, however long that takes. Raises GetTimeoutError if it does not react."""
+    while not ray.wait([call], timeout=LOOK_S)[0]:
+        ray.get(member.actor.clock.remote(), timeout=ANSWER_S)
+    found: dict[str, float] = ray.get(call)
+    return found

@@ -23,13 +23,18 @@ class Leases:
         self._returned: list[int] = []
         self._advance()
 
-    def take(self, replica: int, count: int) -> tuple[int, ...]:
-        """Lease up to `count` steps to `replica`, the earliest there are; () if none is left."""
+    def take(self, replica: int, count: int, before: int | None = None) -> tuple[int, ...]:
+        """Lease up to `count` steps to `replica`, the earliest there are; () if none is left.
+
+        Args:
+            before: no step from this one on that nobody has had yet.
+        """
+        end = self._num_steps if before is None else min(self._num_steps, before)
         taken: list[int] = []
         while len(taken) < count:
             if self._returned:
                 taken.append(heapq.heappop(self._returned))
-            elif self._next < self._num_steps:
+            elif self._next < end:
                 if self._next not in self._done:
                     taken.append(self._next)
                 self._next += 1

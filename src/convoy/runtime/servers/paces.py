@@ -6,6 +6,7 @@ does.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -54,6 +55,11 @@ class Paces:
             return False
         usual = statistics.median(steps[:-2])
         return steps[-1] > MUCH_SLOWER * usual or min(steps[-2:]) > SLOWER * usual
+
+    def fastest(self, ranks: int) -> list[int]:
+        """Of so many ranks those that have not become slow, fastest first and unknown ones last."""
+        times = {rank: self.seconds(rank) for rank in range(ranks) if not self.is_slow(rank)}
+        return sorted(times, key=lambda rank: times[rank] or math.inf)
 
     def moves(self, homes: Sequence[int], now: float) -> list[tuple[int, int]]:
         """Servers that should leave their machines, and the ranks whose machines they should go to.

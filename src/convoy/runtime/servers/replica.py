@@ -143,6 +143,10 @@ class Replica:
         copied = state.copy_of(own, "cpu")
         return copied if self._parts is parts else {}
 
+    def newest(self) -> dict[int, tuple[int, int]]:
+        """By shard that this device talks to: incarnation and version of its newest answer."""
+        return dict(zip(self._orders.shards, self._server.newest, strict=True))
+
     def _join(self) -> Comm:
         orders, store = self._orders, self._store
         return Comm(

@@ -18,9 +18,10 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError
 
-from convoy.errors import CrewError
+from convoy.errors import ConvoyError, CrewError
 from convoy.runtime.events import Event
-from convoy.runtime.member_handle import GONE, MemberHandle, dismiss, fetch, hire
+from convoy.runtime.formation import Outcome
+from convoy.runtime.member_handle import GONE, MemberHandle, dismiss, end, fetch, hire
 from convoy.runtime.placement import Place, threads_at
 from convoy.runtime.recruits import Recruits
 from convoy.runtime.servers.judging import judge
@@ -33,6 +34,8 @@ from convoy.runtime.servers.whole import average_buffers
 from convoy.state import Tensors
 
 POLL_S = 0.2
+NEWEST_S = 2.0
+"""How long a replica may take to say what it knows of a shard that is lost."""
 FRUITLESS_REPLICAS = 5
 
 
@@ -60,6 +63,7 @@ class ReplicaKeeper:
     _fruitless: int = 0
     """Replicas in a row whose devices lost touch, without a step done in between."""
     _job_reference: Any = None
+    _complaints: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._job_reference = ray.put(self.served.job)
@@ -143,7 +147,8 @@ class ReplicaKeeper:
             return self.network
         members = [*self.at_work, *self.resting]
         found = []
-        for member, call in [(m, m.actor.buffers.remote()) for m in members]:
+        answering = [member for member in members if member.silent_since is None]
+        for member, call in [(m, m.actor.buffers.remote()) for m in answering]:
             samples = self.served.log.tally.by_rank[self._rank_of(member.place)]
             with contextlib.suppress(*GONE, GetTimeoutError):
                 found.append((ray.get(call, timeout=ANSWER_S), float(samples)))
@@ -155,15 +160,41 @@ class ReplicaKeeper:
         """Take what replicas have reported."""
         members = self.at_work
         events = fetch(members)
-        if any(kind == "record" for kind, _ in events):
-            self.recruits.note_step(members)
+        ranks = {content["rank"] for kind, content in events if kind == "record"}
+        self.recruits.note_step(m for m in members if self._rank_of(m.place) in ranks)
         self.take(events)
+        self._give_up_on_silent()
         for member in members:
+            if member.silent_since is not None:
+                continue
             if self.served.log.wants_clock(rank := self._rank_of(member.place)):
                 asked = time.time()
                 with contextlib.suppress(*GONE, GetTimeoutError):
                     said = ray.get(member.actor.clock.remote(), timeout=POLL_S)
                     self.served.log.clock(rank, member.place.machine, asked, said, time.time())
+
+    def _give_up_on_silent(self) -> None:
+        """A replica that neither answers nor dies has what it leased for ever: it is ended."""
+        patience_s = self.served.job.settings.timeout_s + 10
+        for member in self.at_work:
+            since = member.silent_since
+            if member.outcome or since is None or time.monotonic() < since + patience_s:
+                continue
+            self.served.observer.say(
+                f"{member.place.machine} has not answered for {patience_s:.0f} s: its process is "
+                "ended",
+                "warning",
+            )
+            end(member)
+            member.outcome = Outcome(kind="peer lost", step=None, detail="silent")
+
+    def newest_version(self, shard: int, incarnation: int) -> int:
+        """The newest version of a shard, as it was then, that some replica has been told of."""
+        known = [self.served.log.versions.get(shard, (0, 0))]
+        for call in [m.actor.newest.remote() for m in self.at_work if m.silent_since is None]:
+            with contextlib.suppress(*GONE, GetTimeoutError):
+                known.append(ray.get(call, timeout=NEWEST_S).get(shard, (0, 0)))
+        return max((version for of, version in known if of == incarnation), default=0)
 
     def take(self, events: Sequence[Event]) -> None:
         """Keep what replicas report; a step is done once its records are here, and cannot be lost.
@@ -194,7 +225,8 @@ class ReplicaKeeper:
             stopping: whoever is lost is not replaced any more.
 
         Raises:
-            ConvoyError: what a replica raised.
+            DivergedError: a replica's loss is not finite.
+            ConvoyError: what the last replica raised that was at work.
         """
         for team in list(self.teams.values()):
             team.collect(done)
@@ -207,6 +239,10 @@ class ReplicaKeeper:
 
     def _mourn(self, team: Team, *, stopping: bool) -> None:
         """A replica is lost: nobody waits for it, and others do what it was doing."""
+        if team.failure is not None:
+            if len(self.teams) == 1:
+                raise team.failure
+            self.served.observer.say(str(team.failure), "warning")
         self.shards.forget(team.number)
         left, gone = team.part()
         self.take(fetch(left))
@@ -240,7 +276,16 @@ class ReplicaKeeper:
         places = self.served.places
         nodes = {place.node_id for place in places}
         taken: set[int] = set()
-        for found in self.served.find_places():
+        try:
+            there = self.served.find_places()
+        except ConvoyError as error:  # somebody is editing the cluster file, say
+            if str(error) not in self._complaints:
+                self._complaints.add(str(error))
+                self.served.observer.say(
+                    f"machines that come are not looked for: {error}", "warning"
+                )
+            return
+        for found in there:
             if found.node_id in nodes:
                 continue
             known = [p for p in places if p.machine == found.machine and p.index not in taken]

@@ -87,7 +87,7 @@ def _conclude(
 ) -> results.RunResult:
     """Write the trained network and result.json."""
     log, order = fleet.served.log, preparation.order
-    tally = log.tally
+    tally, worked = log.tally, max(1.0, sum(log.tally.by_rank.values()))
     last_epoch = order.epoch_of(preparation.num_steps - 1)
     recent = [row for row in log.rows if row["epoch"] == last_epoch and row["loss"] is not None]
     weight = sum(row["samples"] for row in recent)
@@ -95,18 +95,18 @@ def _conclude(
     ranks = _rank_times(log.rows)
     machines = machines_of(fleet.served.plan)
     for rank, machine in enumerate(machines):
-        machine["share"] = tally.by_rank[rank] / max(1, tally.samples)
+        machine["share"] = tally.by_rank[rank] / worked
     known = fleet.served.places[len(machines) :]
     machines += [
         {"name": place.machine, "device": place.device, "samples": None}
-        | {"share": tally.by_rank[len(machines) + i] / max(1, tally.samples)}
+        | {"share": tally.by_rank[len(machines) + i] / worked}
         for i, place in enumerate(known)
     ]
     result = results.RunResult(
         **of_any_run(preparation, log.layout),
         machines=machines,
         **pace_of([row for row in log.rows if not row["position"]], results.WARM_UP_STEPS),
-        sent_bytes_per_step=sum(row["sent_bytes"] for row in log.rows) / max(1, tally.steps),
+        sent_bytes_per_step=sum(row["sent_bytes"] for row in log.rows) / max(1, log.steps_now),
         train_loss=sum(r["loss"] * r["samples"] for r in recent) / weight if weight else None,
         test_loss=evaluation[2] if evaluation else None,
         test_accuracy=evaluation[1] if evaluation else None,

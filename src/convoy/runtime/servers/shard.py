@@ -107,6 +107,7 @@ class Shard:
         self._gate: UpdateGate[_Waiting] = UpdateGate(orders.terms.bound, orders.state.version)
         self._pushes, self._apply_s = orders.state.pushes, orders.state.apply_s
         self._applied, self._retired = dict(orders.state.applied), False
+        self._held: dict[tuple[int, int], asyncio.Future[Answer]] = {}
         return endpoint
 
     def _listen_at(self, address: str) -> str:
@@ -184,12 +185,19 @@ class Shard:
         """Apply a push, at once or when the gate lets it; one that has been is only answered."""
         if message.number <= self._applied.get(message.replica, 0):
             return self._answer(message, None, 0.0)
+        key = message.replica, message.number
+        if key in self._held:  # it is here already, and was sent again over another connection
+            return await asyncio.shield(self._held[key])
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._held[key] = answer
         waiting = _Waiting(message=message, answer=answer, since=time.perf_counter())
         offer = Offer(replica=message.replica, base=message.base, content=waiting)
         self._gate.offer(offer, message.holds)
         self._update()
-        return await answer
+        try:
+            return await asyncio.shield(answer)
+        finally:
+            self._held.pop(key, None)
 
     async def snapshot(self) -> ShardState:
         """All of it, as of now."""

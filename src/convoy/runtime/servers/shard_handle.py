@@ -55,6 +55,8 @@ class Moving:
     actor: Any
     ready: Any
     """Ends once it is."""
+    since: float
+    """When it was asked for (`time.monotonic`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from convoy.errors import CheckpointError, CrewError, DivergedError
 from convoy.runtime.checkpoint import Checkpoint, write_checkpoint
 from convoy.runtime.formation import Part
+from convoy.runtime.member import describe
 from convoy.runtime.member_handle import GONE
 from convoy.runtime.servers.messages import Whereabouts
 from convoy.runtime.servers.served_run import ServedRun
@@ -31,8 +32,10 @@ from convoy.state import Tensors, broken
 from convoy.version import __version__
 
 ANSWER_S = 60.0
-START_S = 120.0
-"""Processes import torch before they answer."""
+START_S = 100.0
+"""Processes import torch before they answer. Replicas wait for a shard a little longer."""
+SPARE_S = 5.0
+"""How long a process that is still starting is waited for, rather than starting another."""
 ATTEMPTS = 3
 """How often a shard may die while it starts."""
 
@@ -68,20 +71,34 @@ class ShardKeeper:
         """Have the coordinator know where shards are, once they have their states."""
         for index in range(len(self.shards)):
             for _ in range(ATTEMPTS):
-                with contextlib.suppress(*GONE):
-                    shard = self.shards[index]
-                    shard.endpoint = shard.endpoint or ray.get(shard.loaded, timeout=START_S)
+                shard = self.shards[index]
+                why = self._await(shard)
+                if not why:
                     break
-                state, home = self._snapshot[index], self._living(shard.home)
-                self.shards[index] = self._start(index, state, home)
+                ray.kill(shard.actor)
+                home = self._living(shard.home, but=shard.node_id)
+                self.shards[index] = self._start(index, self._snapshot[index], home)
                 self.shards[index].incarnation = shard.incarnation + 1
             else:
                 raise CrewError(
-                    f"shard {index} of the parameters died {ATTEMPTS} times while it started. "
-                    f"{self.how_to_go_on()}"
+                    f"shard {index} of the parameters could not be started in {ATTEMPTS} attempts; "
+                    f"the last one {why}. {self.how_to_go_on()}"
                 )
             shard.serving = shard.serving or shard.actor.serve.remote()
         ray.get(self.coordinator.set_shards.remote(self.where()), timeout=START_S)
+
+    @staticmethod
+    def _await(shard: ShardHandle) -> str:
+        """Wait until a shard has its state; why it has not, or nothing."""
+        try:
+            shard.endpoint = shard.endpoint or ray.get(shard.loaded, timeout=START_S)
+        except RayTaskError as error:
+            return f"failed: {describe(error)}"
+        except GONE:
+            return "died"
+        except GetTimeoutError:
+            return f"did not answer for {START_S:.0f} s"
+        return ""
 
     def where(self) -> Whereabouts:
         """Of all shards."""
@@ -94,7 +111,7 @@ class ShardKeeper:
     def join(self, replicas: Sequence[int]) -> None:
         """All shards know of these replicas when this returns; a dead one's successor will."""
         for call in [shard.actor.join.remote(replicas) for shard in self.shards]:
-            with contextlib.suppress(*GONE):
+            with contextlib.suppress(*GONE, GetTimeoutError):
                 ray.get(call, timeout=START_S)
 
     def forget(self, replica: int) -> None:
@@ -102,19 +119,19 @@ class ShardKeeper:
         for shard in self.shards:
             shard.actor.forget.remote(replica)
 
-    def restore(self, dead: ShardHandle) -> None:
-        """Start a shard again from its last snapshot, on its machine or another."""
+    def restore(self, dead: ShardHandle, newest: int) -> None:
+        """Start a shard again from its last snapshot, on its machine or another.
+
+        Args:
+            newest: the newest of its versions that anybody knows of.
+        """
         began = time.monotonic()
         state = self._snapshot[dead.index]
-        known, newest = self.served.log.versions.get(dead.index, (0, 0))
-        lost = max(0, newest - state.version) if known == dead.incarnation else 0
+        lost = max(0, newest - state.version)
         spare, self._spare = self._spare, None
-        successor: ShardHandle | None = None
-        if spare is not None:
-            with contextlib.suppress(*GONE, GetTimeoutError):  # gone with the machine of the shard
-                ray.get(spare.ready, timeout=START_S)
-                successor = self._start(dead.index, state, spare.rank, spare.actor)
-        if successor is None:
+        if spare is not None and self._is_ready(spare, SPARE_S):
+            successor = self._start(dead.index, state, spare.rank, spare.actor)
+        else:
             successor = self._start(dead.index, state, self._living(dead.home))
         self._succeed(dead, successor)
         seconds = time.monotonic() - began
@@ -125,49 +142,73 @@ class ShardKeeper:
             "warning",
         )
 
-    def move(self, index: int, rank: int) -> None:
-        """Have a shard go to the machine of `rank`, once a process is there; see `settle_moves`.
+    @staticmethod
+    def _is_ready(moving: Moving, patience_s: float) -> bool:
+        """Whether a process that was summoned is there; one that is not is ended."""
+        try:
+            ray.get(moving.ready, timeout=patience_s)
+        except (*GONE, GetTimeoutError, RayTaskError):  # gone with its machine, say
+            ray.kill(moving.actor)
+            return False
+        return True
 
-        Or to where one is already.
-        """
-        if index in self._moving:
+    def move(self, index: int, rank: int) -> None:
+        """Have a shard go to the machine of `rank`, once a process is there; see `settle_moves`."""
+        target, spare = self.served.places[rank].node_id, self._spare
+        if index in self._moving or target == self.shards[index].node_id:
             return
-        former, spare = self.shards[index].node_id, self._spare
-        if spare is not None and spare.place.node_id != former:
+        if spare is not None and spare.place.node_id == target:
             self._moving[index], self._spare = spare, None
-        elif self.served.places[rank].node_id != former:
+        else:
             self._moving[index] = self._summoned(rank)
 
-    def keep_spare(self, slow: Callable[[int], bool]) -> None:
+    def keep_spare(self, fastest: Sequence[int]) -> None:
         """Have a process wait to be a shard's successor: starting one takes seconds.
 
-        It is on a machine without a shard, if there is one, and on none that is slow.
+        It is on the fastest machine without a shard, if there is one. One that is dead, or on a
+        machine that has become slow, is replaced.
+
+        Args:
+            fastest: ranks, the fastest first, without those that have become slow.
         """
-        if self._spare is None:
-            homes = {shard.node_id for shard in self.shards}
-            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-            ranks = [
-                r for r, p in enumerate(self.served.places) if p.node_id in alive and not slow(r)
-            ]
-            others = [rank for rank in ranks if self.served.places[rank].node_id not in homes]
-            if ranks:
-                self._spare = self._summoned((others or ranks)[0])
+        homes = {shard.node_id for shard in self.shards}
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        places = self.served.places
+        ranks = [rank for rank in fastest if places[rank].node_id in alive]
+        spare, patience_s = self._spare, START_S
+        if spare is not None:
+            waited = time.monotonic() - spare.since
+            is_there = waited < patience_s and not ray.wait([spare.ready], timeout=0)[0]
+            good = spare.rank in ranks and (is_there or self._is_ready(spare, 0))
+            if good:
+                return
+            ray.kill(spare.actor)
+            self._spare = None
+        others = [rank for rank in ranks if places[rank].node_id not in homes]
+        if ranks:
+            self._spare = self._summoned((others or ranks)[0])
 
     def _summoned(self, rank: int) -> Moving:
         """A process on its way to the machine of `rank`."""
         place = self.served.places[rank]
         actor = self.served.pool.take_server(Shard, place.node_id)
-        return Moving(place=place, rank=rank, actor=actor, ready=actor.ready.remote())
+        now, ready = time.monotonic(), actor.ready.remote()
+        return Moving(place=place, rank=rank, actor=actor, ready=ready, since=now)
 
     def settle_moves(self) -> None:
-        """Let those go for whom a process is there. Nothing is lost, and nothing done twice."""
+        """Let those go for whom a process is there. Nothing is lost, and nothing done twice.
+
+        But of one that does not answer: it is ended, and restored from its snapshot.
+        """
         for index, moving in list(self._moving.items()):
-            if not ray.wait([moving.ready], timeout=0)[0]:
+            is_late = time.monotonic() > moving.since + START_S
+            if not is_late and not ray.wait([moving.ready], timeout=0)[0]:
                 continue
             del self._moving[index]
+            if not self._is_ready(moving, 0):
+                continue
             began, former = time.monotonic(), self.shards[index]
             try:
-                ray.get(moving.ready)
                 state = ray.get(former.actor.retire.remote(), timeout=ANSWER_S)
             except GONE:  # if it is the former, that is about to be noticed
                 ray.kill(moving.actor)
@@ -198,12 +239,10 @@ class ShardKeeper:
             DivergedError: a parameter is not finite any more.
             CrewError, CheckpointError: it is the last, and cannot be taken or written.
         """
-        calls = [shard.actor.snapshot.remote() for shard in self.shards]
-        try:
-            states: list[ShardState] = ray.get(calls, timeout=ANSWER_S)
-        except (*GONE, GetTimeoutError):
+        states = self._states()
+        if states is None:
             if last:
-                raise CrewError(f"a shard died at the very end. {self.how_to_go_on()}") from None
+                raise CrewError(f"a shard died at the very end. {self.how_to_go_on()}")
             return  # it is about to be restored, from the snapshot before
         tensors = whole_of(network, self.served.layout.pieces, states)
         if name := broken(tensors):
@@ -225,8 +264,9 @@ class ShardKeeper:
                 "servers": about,
             },
         )
-        self.served.log.flush()
         try:
+            if not self.served.log.flush():  # the records that a checkpoint covers come before it
+                raise CheckpointError("there is no room for the records of a snapshot's steps")
             write_checkpoint(
                 self.served.log.folder.checkpoints, checkpoint, keep=self.served.job.settings.keep
             )
@@ -239,6 +279,26 @@ class ShardKeeper:
             )
         else:
             self.kept = checkpoint
+
+    def _states(self) -> list[ShardState] | None:
+        """Of all shards; None if one is dead. One that does not answer is ended."""
+        calls = [shard.actor.snapshot.remote() for shard in self.shards]
+        done, _ = ray.wait(calls, num_returns=len(calls), timeout=ANSWER_S)
+        for shard, call in zip(self.shards, calls, strict=True):
+            if call not in done:
+                self.served.observer.say(
+                    f"shard {shard.index} of the parameters has not answered for {ANSWER_S:.0f} s: "
+                    "its process is ended",
+                    "warning",
+                )
+                ray.kill(shard.actor)
+        if len(done) < len(calls):
+            return None
+        try:
+            states: list[ShardState] = ray.get(calls)
+        except GONE:
+            return None
+        return states
 
     def conclude(self, network: Tensors) -> Tensors:
         """The whole state as of the last snapshot; notes what each shard has done."""
@@ -302,10 +362,16 @@ class ShardKeeper:
         loaded = actor.load.remote(orders)
         return ShardHandle(index=index, actor=actor, loaded=loaded, node_id=node_id, home=home)
 
-    def _living(self, rank: int) -> int:
-        """`rank` if its machine lives, or the first one whose does."""
+    def _living(self, rank: int, but: str = "") -> int:
+        """`rank` if its machine lives, or the first one whose does.
+
+        Args:
+            but: a node that is taken only if there is no other.
+        """
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        ranks = [r for r, place in enumerate(self.served.places) if place.node_id in alive]
+        places = self.served.places
+        ranks = [r for r, place in enumerate(places) if place.node_id in alive]
         if not ranks:
             raise CrewError(f"no machine that takes part is left. {self.how_to_go_on()}")
+        ranks = [r for r in ranks if places[r].node_id != but] or ranks
         return rank if rank in ranks else ranks[0]

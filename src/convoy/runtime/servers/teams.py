@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import ray
 from ray.exceptions import RayTaskError
 
+from convoy.errors import ConvoyError, DivergedError
 from convoy.runtime.formation import Outcome
-from convoy.runtime.member_handle import GONE, MemberHandle, foreign_error
+from convoy.runtime.member_handle import GONE, MemberHandle, end, foreign_error
 
 END_TOGETHER_S = 15.0
 """How long those may take to end who have lost a device of their replica."""
@@ -21,6 +22,8 @@ class Team:
 
     number: int
     members: list[MemberHandle]
+    failure: ConvoyError | None = None
+    """What a member of it raised."""
 
     @property
     def has_finished(self) -> bool:
@@ -36,7 +39,7 @@ class Team:
         """Take the outcomes of those whose calls are `done`.
 
         Raises:
-            ConvoyError: what a member raised.
+            DivergedError: a member's loss is not finite.
         """
         for member in self.members:
             if member.outcome is None and member.call in done:
@@ -48,7 +51,7 @@ class Team:
         Those who neither answer nor die are ended.
 
         Raises:
-            ConvoyError: what a member raised.
+            DivergedError: a member's loss is not finite.
         """
         calls = [member.call for member in self.members if member.outcome is None]
         if calls:
@@ -56,8 +59,7 @@ class Team:
             self.collect(done)
         for member in self.members:
             if member.outcome is None:
-                ray.kill(member.actor)
-                member.pid = None
+                end(member)
         gone = [member for member in self.members if member.pid is None]
         return [member for member in self.members if member.pid is not None], gone
 
@@ -66,7 +68,12 @@ class Team:
             outcome: Outcome = ray.get(member.call)
         except RayTaskError as error:
             where = f"replica {self.number} on {member.place.machine}"
-            raise foreign_error(error, where) from None
+            failure = foreign_error(error, where)
+            if isinstance(failure, DivergedError):
+                raise failure from None
+            self.failure = self.failure or failure
+            end(member)
+            return Outcome(kind="peer lost", step=None, detail="failed")
         except GONE:
             member.pid = None
             return Outcome(kind="peer lost", step=None, detail="died")
