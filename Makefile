@@ -37,6 +37,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/accuracy.py --data-dir $(DATA)
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/simulator.py
+	$(BIN)/python benchmarks/downpour.py kills
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

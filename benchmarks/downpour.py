@@ -54,6 +54,8 @@ PREDICTED = {
 }
 SLOWED, SLOW_S = 0.1, 20.0
 """To which part of its speed, and for how long."""
+REPLICA, SHARD = "Member", "Shard.serve"
+"""How Ray's names of their processes begin while they are at work."""
 PORT = 29531
 LINK_NETWORK, LINK_DATA = "ours:large", "synthetic:3x8x8:10:2000"
 
@@ -298,10 +300,10 @@ class Killer(LogObserver):
 
     def _kill(self) -> None:
         kind = self.victims.pop()
-        found = [
+        found = [  # those at work, and not processes that wait to replace others
             child
             for child in psutil.Process().children(recursive=True)
-            if child.name().startswith(f"ray::{kind}") and child.status() != "zombie"
+            if child.status() != "zombie" and " ".join(child.cmdline()).startswith(f"ray::{kind}")
         ]
         self._next += self.random.randint(20, 60)
         if not found:
@@ -315,7 +317,7 @@ def kills(replicas: int, shards: int, epochs: int) -> list[dict[str, Any]]:
     """Kill so many of each in one run, beside undisturbed ones with other seeds too."""
     common = {"network": "chavan:3-64-128-10", "dataset": "digits", "strategy": "downpour"}
     common |= {"workers": 2, "shards": 2, "lr": 0.02, "snapshot_s": 2, "epochs": epochs}
-    victims = ["Member"] * replicas + ["Shard"] * shards
+    victims = [REPLICA] * replicas + [SHARD] * shards
     random.Random(0).shuffle(victims)
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -331,7 +333,7 @@ def kills(replicas: int, shards: int, epochs: int) -> list[dict[str, Any]]:
             times = sorted(row["time"] for row in steps)
             gaps = [b - a for a, b in itertools.pairwise(times)]
             restored = [r["seconds"] for r in result.servers["restorations"]]
-            of_replicas = sum(kind == "Member" for _, kind in killer.killed)
+            of_replicas = sum(kind == REPLICA for _, kind in killer.killed)
             rows.append(
                 {
                     "run": label,

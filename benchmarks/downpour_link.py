@@ -17,15 +17,25 @@ import torch
 from torch import nn
 
 from convoy.runtime.servers.client import ShardClient
+from convoy.runtime.servers.messages import Whereabouts
 from convoy.runtime.servers.shard import Shard, ShardOrders, ShardState
 from convoy.runtime.settings import TrainSettings
-from convoy.strategies.downpour import Downpour
 from convoy.strategies.parameter_shards import divide
 from convoy.strategies.push_codec import parse_wire
-from convoy.strategies.server import Push
+from convoy.strategies.server import Push, ServerTerms
 
 ELEMENTS, ROUNDS, SESSION = 25_000_000, 8, "link"
 LINK_BYTES_S = 125e6
+TERMS = ServerTerms(
+    bound=None,
+    staleness_scaled=False,
+    depth=0,
+    deepens=False,
+    wire=parse_wire("fp32"),
+    window=1,
+    warm_start=0,
+    snapshot_s=30,
+)
 
 
 def one_pass_s(tensor: torch.Tensor) -> float:
@@ -46,7 +56,7 @@ async def serve(address: str) -> None:
         session=SESSION,
         address=address,
         settings=TrainSettings(strategy="downpour"),
-        terms=Downpour().terms_of(depth=0),
+        terms=TERMS,
         state=ShardState(version=0, weights=torch.zeros(ELEMENTS)),
     )
     print(await shard.load(orders), flush=True)
@@ -82,15 +92,14 @@ def exchange(endpoint: str) -> None:
     model = nn.Linear(5000, 5000, bias=False)
     assert model.weight.numel() == ELEMENTS
     pieces = divide({"weight": tuple(model.weight.shape)}, 1)
+    where = Whereabouts(endpoints=(endpoint,), incarnations=(0,), homes=(0,))
     client = ShardClient(
         replica=0,
         session=SESSION,
-        look_up=lambda: ([endpoint], [0]),
-        endpoints=[endpoint],
-        incarnations=[0],
-        homes=[0],
+        look_up=lambda: where,
+        where=where,
         pieces=pieces,
-        wire=parse_wire("fp32"),
+        wire=TERMS.wire,
         model=model,
         depth=0,
     )

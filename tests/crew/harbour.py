@@ -103,6 +103,8 @@ class Watch:
     """Who is killed while the others form anew."""
     then_after: str
     """The word in a message that says so."""
+    then_hangs: bool
+    """They are stopped, and not killed."""
     hurry: Path
     hurry_after: str
     """The word in a message after which a slow run need not be slow any more."""
@@ -139,7 +141,9 @@ class Watch:
         """Note it; what is said of a death comes before the others form anew."""
         self.said.append((level, text))
         if self.then_after in text and self.then:
-            self.hit(self.then, signal.SIGKILL)
+            self.hit(self.then, signal.SIGSTOP)
+            if not self.then_hangs:
+                self.hit(self.then, signal.SIGKILL)
             self.then = []
         if self.hurry_after and self.hurry_after in text:
             self.hurry.touch()
@@ -161,6 +165,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         shares=job.get("to", []),
         then=job.get("then", []),
         then_after=job.get("then_after", "died"),
+        then_hangs=job.get("then_hangs", False),
         hurry=folder / "hurry",
         hurry_after=job.get("hurry_after", ""),
     )

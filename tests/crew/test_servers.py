@@ -124,29 +124,31 @@ def test_every_sample_is_used_once_at_each_replica_s_pace(harbour: Harbour, tmp_
         assert line["wall_s"] - line["compute_s"] - line["wait_s"] - line["comm_s"] + 1e-6 >= 0
 
 
-def test_a_shard_dies_and_then_a_replica(harbour: Harbour, tmp_path: Path) -> None:
+def test_a_shard_dies_and_then_a_replica_hangs(harbour: Harbour, tmp_path: Path) -> None:
     """The shard is there again from its snapshot; what the replica had leased others do."""
     run = tmp_path / "run"
     answer = train(
         harbour,
         tmp_path,
         data="slow",
-        options={"workers": 2, "shards": 2, "epochs": 12, "snapshot_s": 1} | ADAPTING,
+        options={"workers": 2, "shards": 2, "epochs": 40, "snapshot_s": 1, "timeout_s": 1}
+        | ADAPTING,
         **{"deed": "kill shard", "at": 30, "hurry_after": "joins"},
-        **{"then": [64], "then_after": "there again"},
+        **{"then": [64], "then_after": "there again", "then_hangs": True},
     )
     assert answer["error"] is None
-    assert set(steps_done(run)) == set(range(12 * STEPS_PER_EPOCH))
+    assert set(steps_done(run)) == set(range(40 * STEPS_PER_EPOCH))
     result, servers = answer["result"], answer["result"]["servers"]
     (restoration,) = servers["restorations"]
     assert 0 <= servers["lost_updates"] == restoration["lost_updates"] <= 40
     assert result["reformations"] == 1
     assert result["recoveries"][0]["lost"] == [platform.node()]
+    assert any("has not answered for 11 s" in text for _, text in answer["said"])
     assert any("joins" in text for _, text in answer["said"])
     # a step that both the dead and its heir reported was used twice
     again = sum(count - 1 for count in steps_done(run).values()) * 64
     assert again >= servers["samples_repeated"] > again - 64
-    assert result["samples_seen"] == 12 * TRAIN_SAMPLES + servers["samples_repeated"]
+    assert result["samples_seen"] == 40 * TRAIN_SAMPLES + servers["samples_repeated"]
     assert result["test_accuracy"] > 0.8
 
 
@@ -159,6 +161,7 @@ def test_what_was_interrupted_goes_on_exactly(harbour: Harbour, tmp_path: Path) 
     answer = harbour.train(folder=tmp_path, data="slow", options={"resume": run, "workers": 1})
     assert answer["error"] is None
     assert answer["result"]["resumed_from_step"] > 30
+    assert answer["result"]["samples_seen"] == 2 * TRAIN_SAMPLES
     assert_weights(run, 2 * STEPS_PER_EPOCH, atol=1e-12)
     assert steps_done(run) == Counter(range(2 * STEPS_PER_EPOCH))
 

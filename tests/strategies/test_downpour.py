@@ -71,7 +71,7 @@ def fabric(count: int, bandwidth: float, latency_s: float = 0.0) -> Fabric:
 def test_shards_are_beside_the_fastest_replicas_of_machines() -> None:
     plan = planned(Downpour(shards=3), (1.0, 2.0, 5.0, 3.0), ("a", "a", "b", "c"))
     assert plan.homes == (2, 3, 1)  # fastest first
-    assert plan.settled == {"shards": 3, "in_flight": 0}
+    assert plan.settled == {"shards": 3, "in_flight": 0, "expected_staleness": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -381,3 +381,15 @@ def test_what_has_no_gradient_is_pushed_as_zeros_and_what_is_frozen_not_at_all()
         "used.weight": 0,
         "used.bias": 0,
     }
+
+
+@pytest.mark.parametrize(("bound", "together", "first"), [(0, 0.2, 0.5), (100, 1.1, 10 / 11)])
+def test_a_bound_on_staleness_is_foreseen(bound: int, together: float, first: float) -> None:
+    """Without one, machines of 1 and a tenth do 1.1 of what the first does; in step, a fifth."""
+    free = planned(Downpour(), (1.0, 0.1))
+    held = planned(Downpour(max_staleness=bound), (1.0, 0.1))
+    assert free.staleness == 1
+    assert held.staleness <= min(bound, 1.05)
+    assert sum(free.speeds) == pytest.approx(1.1)
+    assert sum(held.speeds) == pytest.approx(together, rel=0.05)
+    assert max(held.of_replicas) == pytest.approx(first, rel=0.05)

@@ -112,7 +112,7 @@ class Plan:
         return True
 
     @property
-    def settled(self) -> dict[str, int | str]:
+    def settled(self) -> dict[str, float | str]:
         """Options of the strategy that the plan decides on, as they came out."""
         return {}
 

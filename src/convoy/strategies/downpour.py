@@ -49,6 +49,7 @@ from convoy.strategies.push_codec import Wire, parse_wire
 from convoy.strategies.server import WORTH_OVERLAPPING, ServerLayout, ServerTerms
 from convoy.strategies.server_layout import lay_out
 from convoy.strategies.shares import cut
+from convoy.strategies.staleness import mean_staleness, within_bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,17 +177,24 @@ class Downpour(Strategy):
     def _plan(self, teams: Teams) -> DownpourPlan:
         replicas, size = teams.replicas, teams.problem.batch_size
         layout = lay_out(teams.problem.network, replicas, self.shards, teams.place_of)
+        speeds, depth = replicas.speeds, self._depth(teams, layout)
+        staleness = mean_staleness(
+            len(speeds), fetches_every=self.fetch_every / self.push_every, depth=depth
+        )
+        if self.bound is not None:
+            speeds, staleness = within_bound(speeds, self.bound)
         shares = [
             share if place == 0 else 0
-            for share in cut(size, replicas.speeds)
+            for share in cut(size, speeds)
             for place in range(replicas.team)
         ]
         return DownpourPlan(
             problem=teams.problem,
             shares=tuple(shares),
             layout=layout,
-            depth=self._depth(teams, layout),
-            speeds=replicas.speeds,
+            depth=depth,
+            speeds=speeds,
+            staleness=staleness,
             stages=teams.stages,
             micro_batches=teams.micro_batches,
         )

@@ -36,7 +36,10 @@ class DownpourPlan(Plan):
     depth: int
     """Pushes that may be unanswered while a replica computes on, at first."""
     speeds: tuple[float, ...]
-    """By replica: steps per second, or in proportion to them."""
+    """By replica: steps per second, or in proportion to them; less where a bound on staleness holds
+    it back."""
+    staleness: float = 0.0
+    """Versions that pushes will be behind on average."""
     stages: tuple[Stage, ...] = ()
     """Of a replica of several devices, a pipeline: what each has."""
     micro_batches: int = 1
@@ -87,9 +90,10 @@ class DownpourPlan(Plan):
         }
 
     @property
-    def settled(self) -> dict[str, int | str]:
-        """How many shards there are."""
-        found: dict[str, int | str] = {"shards": len(self.homes), "in_flight": self.depth}
+    def settled(self) -> dict[str, float | str]:
+        """How many shards there are, and how far pushes will be behind."""
+        found: dict[str, float | str] = {"shards": len(self.homes), "in_flight": self.depth}
+        found["expected_staleness"] = round(self.staleness, 2)
         if self.team > 1:
             found |= {"replicas": len(self.speeds), "micro_batches": self.micro_batches}
         return found

@@ -117,7 +117,7 @@ class PipelinePlan(Plan):
         }
 
     @property
-    def settled(self) -> dict[str, int | str]:
+    def settled(self) -> dict[str, float | str]:
         """What was planned, or asked for."""
         return {
             "pipelines": self.pipelines,

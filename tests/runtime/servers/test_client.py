@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
@@ -16,7 +18,7 @@ import zmq.asyncio
 import zmq.utils.garbage
 from torch import Tensor, nn
 
-from convoy.errors import CrewError
+from convoy.errors import CrewError, DivergedError
 from convoy.runtime.servers import client as client_module
 from convoy.runtime.servers.client import ShardClient
 from convoy.runtime.servers.messages import (
@@ -63,6 +65,10 @@ class WatchedShard(Shard):
     async def mute(self) -> None:
         """Apply what comes, and answer no push any more."""
         self._muted = True
+
+    async def unmute(self) -> None:
+        """Answer again, but not what came before."""
+        self._muted = False
 
     async def shut(self) -> None:
         """Let no push in, until `let_in`."""
@@ -624,3 +630,80 @@ def test_what_is_left_of_another_run_is_not_answered(servers: Servers) -> None:
         assert answer.weights.tolist() == [2.0]
         assert not socket.poll(0)
     assert shard.arrived == []
+
+
+# Connections that are lost while both their ends live
+
+
+def test_an_answer_that_was_lost_is_given_again(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The push is applied once."""
+    monkeypatch.setattr(client_module, "LOOK_S", 0.05)
+    monkeypatch.setattr(client_module, "RESEND_S", 0.3)
+    model = scalar()
+    with Setting(servers, model) as here:
+        (shard,) = here.shards
+        here.client.fetch()
+        servers.call(shard.mute())
+        here.client.exchange(push_of(model), fetch=True)
+        servers.call(shard.until(1))
+        servers.call(shard.unmute())
+        here.client.finish()
+        assert len(shard.arrived) == 2
+        assert servers.call(shard.facts())["pushes"] == 1
+        assert here.weights() == [1.0 - LR]
+        here.client.exchange(push_of(model), fetch=True)
+        here.client.finish()
+        assert here.weights() == [1.0 - 2 * LR]
+
+
+def test_a_push_that_waits_at_the_gate_may_be_sent_again(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one push of the update that it waits for."""
+    monkeypatch.setattr(client_module, "LOOK_S", 0.05)
+    monkeypatch.setattr(client_module, "RESEND_S", 0.3)
+    model = scalar()
+    with Setting(servers, model, bound=0) as here:
+        (shard,) = here.shards
+        here.client.fetch()
+        servers.call(shard.fetch(1))
+        here.client.exchange(push_of(model), fetch=True)
+        waiting = threading.Thread(target=here.client.finish)
+        waiting.start()
+        servers.call(shard.until(2))
+        servers.call(Shard.push(shard, message(torch.zeros(1).double())))
+        waiting.join(SOON_S)
+        assert not waiting.is_alive()
+        facts = servers.call(shard.facts())
+        assert (facts["pushes"], facts["version"]) == (2, 1)
+        assert here.weights() == [1.0 - LR / 2]  # the mean of both
+
+
+def test_a_gradient_that_is_not_finite_goes_nowhere(servers: Servers) -> None:
+    model = scalar()
+    with Setting(servers, model) as here:
+        here.client.fetch()
+        with pytest.raises(DivergedError, match="gradient of replica 0 is not finite. Try a lower"):
+            here.client.exchange(push_of(model, math.nan), fetch=True)
+        assert here.shards[0].arrived == []
+
+
+def test_the_newest_versions_are_known(servers: Servers) -> None:
+    """Of each shard, also while another has not answered yet."""
+    model = rows()
+    with Setting(servers, model, num_shards=2, version=3) as here:
+        here.client.fetch()
+        assert here.client.newest == [(0, 3), (0, 3)]
+        servers.call(here.shards[1].shut())
+        here.client.exchange(push_of(model), fetch=True)
+        servers.call(here.shards[1].until(1))
+        waiting = threading.Thread(target=here.client.finish)
+        waiting.start()
+        while here.client.newest[0] == (0, 3):
+            time.sleep(0.01)
+        assert here.client.newest == [(0, 4), (0, 3)]
+        servers.call(here.shards[1].let_in(1))
+        waiting.join(SOON_S)
+        assert here.client.newest == [(0, 4), (0, 4)]

@@ -161,6 +161,19 @@ def test_an_evaluation_is_written_and_told(log: FleetLog, listener: Listener) ->
     assert row["elapsed_s"] >= 0
 
 
+def test_a_loss_that_has_risen_over_that_of_guessing(
+    make: Callable[..., FleetLog], tmp_path: Path
+) -> None:
+    log = make(tmp_path, chance=2.3)
+    for step, loss in enumerate([*[5.0] * 30, *[1.0] * 30]):
+        log.take([record(step, loss=loss)])
+        assert log.risen is None
+    log.take([record(step, loss=2.2) for step in range(60, 100)])
+    assert log.risen is None  # it may be noise: somebody who guesses has more
+    log.take([record(step, loss=4.0) for step in range(100, 120)])
+    assert log.risen == (1.0, 4.0)
+
+
 @pytest.mark.parametrize(("skew", "way"), [(600.0, "600 s ahead of"), (-7.0, "7 s behind")])
 def test_a_wrong_clock_is_noticed_once_and_its_times_are_told_in_ours(
     log: FleetLog, listener: Listener, skew: float, way: str

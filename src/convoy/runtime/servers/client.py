@@ -10,6 +10,7 @@ not answered is sent once more. So it is with one that moves to another machine.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import torch
 import zmq
 from torch import nn
 
-from convoy.errors import CrewError
+from convoy.errors import CrewError, DivergedError
 from convoy.runtime.servers.messages import (
     Answer,
     Kind,
@@ -151,7 +152,11 @@ class ShardClient:
             self._ask(index, "leave")
 
     def exchange(self, push: Push | None, *, fetch: bool) -> None:
-        """Send a push, and ask for the weights after it. Returns at once."""
+        """Send a push, and ask for the weights after it. Returns at once.
+
+        Raises:
+            DivergedError: a gradient is not finite; nothing of it is sent to that shard.
+        """
         started = time.perf_counter()
         sent_to: Counter[int] = Counter()
         bases = self._oldest or self._bases
@@ -160,7 +165,13 @@ class ShardClient:
             if push is None:
                 calls.append(self._ask(index, "refetch"))
                 continue
-            arrays = self._encoders[index](gather(push.gradients, pieces))
+            gradient = gather(push.gradients, pieces)
+            if not math.isfinite(gradient.sum()):
+                raise DivergedError(
+                    f"a gradient of replica {self._replica} is not finite. Try a lower --lr, or a "
+                    "bound on staleness (--max-staleness)"
+                )
+            arrays = self._encoders[index](gradient)
             sent_to[self._where.homes[index]] += sum(array.nbytes for array in arrays)
             self._pushed[index] += 1
             message = PushMessage(

@@ -6,6 +6,7 @@ clocks may be wrong, and are asked what they say, so that their times can be tol
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import Counter, defaultdict, deque
@@ -28,7 +29,9 @@ WRONG_CLOCK_S = 5.0
 """By how much a replica's clock may differ before it is said so."""
 ASK_CLOCK_S = 30.0
 WINDOW = 20
-"""Steps over which the pace is taken."""
+"""Steps over which the pace is taken, and the loss."""
+RISEN, RISEN_OVER_CHANCE = 2.0, 1.1
+"""A loss so much higher than the best, and than that of guessing, is none to go on from."""
 
 
 @dataclass
@@ -59,10 +62,12 @@ class FleetLog:
         timeline: Timeline,
         *,
         parts: Sequence[float] = (1.0,),
+        chance: float = math.inf,
     ) -> None:
         """Begin, or go on with what is in the folder.
 
         Args:
+            chance: the loss of somebody who guesses.
             parts: of a replica's work, each of its devices'.
         """
         self.folder = folder
@@ -84,6 +89,7 @@ class FleetLog:
         self._evaluations = PatientFile(folder.evaluations)
         self._is_full = self._has_no_curves = False
         self._losses: deque[float] = deque(maxlen=WINDOW)
+        self._best, self._chance = math.inf, chance
         self._ends: deque[float] = deque(maxlen=WINDOW + 1)
         self._skew: dict[int, float] = {}
         self._asked: dict[int, float] = {}
@@ -204,9 +210,11 @@ class FleetLog:
         return sum(not row["position"] for row in self.rows)
 
     @property
-    def loss(self) -> float | None:
-        """Mean of the last steps'; None before there are enough."""
-        return statistics.fmean(self._losses) if len(self._losses) == WINDOW else None
+    def risen(self) -> tuple[float, float] | None:
+        """The best loss and that of the last steps, if all that was learnt since seems lost."""
+        loss = statistics.fmean(self._losses) if len(self._losses) == WINDOW else 0.0
+        is_lost = loss > max(RISEN * self._best, RISEN_OVER_CHANCE * self._chance)
+        return (self._best, loss) if is_lost else None
 
     @property
     def _files(self) -> tuple[PatientFile, PatientFile]:
@@ -243,6 +251,8 @@ class FleetLog:
         self._count(row)
         if row["loss"] is not None:
             self._losses.append(row["loss"])
+            if len(self._losses) == WINDOW:
+                self._best = min(self._best, statistics.fmean(self._losses))
         self._timeline.mark("first step")
         self._ends.append(row["time"])
         summary = summarise([row])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,6 +49,7 @@ def run_with_servers(
         observer,
         preparation.timeline,
         parts=_parts_of_a_replica(plan, layout),
+        chance=math.log(max(2, preparation.data.train.num_classes)),
     )
     served = ServedRun(
         job=preparation.job,

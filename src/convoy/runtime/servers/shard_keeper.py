@@ -55,6 +55,7 @@ class ShardKeeper:
     shards: list[ShardHandle] = field(default_factory=list)
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
     _snapshot: list[ShardState] = field(default_factory=list)
+    _has_risen: bool = False
     _moving: dict[int, Moving] = field(default_factory=dict)
     """By shard."""
     _spare: Moving | None = None
@@ -251,6 +252,8 @@ class ShardKeeper:
                 f"Try a lower --lr, or a bound on staleness (--max-staleness). {self.last_good()}"
             )
         self._snapshot = states
+        if self._is_worse() and not last:
+            return
         about = {"versions": [s.version for s in states], "done": list(progress.beyond)}
         checkpoint = Checkpoint(
             step=progress.low,
@@ -279,6 +282,19 @@ class ShardKeeper:
             )
         else:
             self.kept = checkpoint
+
+    def _is_worse(self) -> bool:
+        """Whether a snapshot is not worth having beside the one before; says so once."""
+        risen, before = self.served.log.risen, self._has_risen
+        self._has_risen = risen is not None
+        if risen is not None and not before:
+            best, now = risen
+            self.served.observer.say(
+                f"the loss has risen from {best:.3g} to {now:.3g}: no snapshot is written until it "
+                f"is lower again. {self.last_good()}",
+                "warning",
+            )
+        return self._has_risen
 
     def _states(self) -> list[ShardState] | None:
         """Of all shards; None if one is dead. One that does not answer is ended."""
