@@ -138,6 +138,15 @@ def test_at_its_break_even_two_machines_are_as_fast_as_one(convoy: Convoy) -> No
     )
 
 
+def test_how_far_behind_pushes_are_expected_to_be(convoy: Convoy) -> None:
+    profile().save(Path("p.json"))
+    found = json.loads(convoy(*ASKED, "--strategies", "downpour", "--json").out)
+    (plan,) = found["plans"]
+    assert plan["settled"]["expected_staleness"] in (1, 3)  # without a push in flight, or with one
+    staleness = plan["settled"]["expected_staleness"]
+    assert f"staleness {staleness:g}" in convoy(*ASKED, "--strategies", "downpour").out
+
+
 def test_a_faster_link_is_worth_what_its_bytes_took(convoy: Convoy) -> None:
     """1.7 MB over 8 Gbit/s, and over 80: the overhead that was measured stays."""
     profile(device("tower", 1e6), device("old", 1e6)).save(Path("p.json"))  # nothing to hide behind

@@ -111,6 +111,8 @@ def _table(report: PlanReport, shown: int) -> Table:
         row = report.row(prediction)
         parts = zip(row["machines"], who_does_what(row["machines"]), strict=True)
         machines = ", ".join(f"{plain(m['name'])} {part}" for m, part in parts)
+        if staleness := row["settled"].get("expected_staleness"):
+            machines += f"; staleness {staleness:g}"
         mark = "[green]>[/]" if number == ranking.chosen else ""
         if row["step_s"] is None or not row["feasible"]:
             table.add_row(mark, row["strategy"], f"{machines}: {plain(row['reason'])}")
