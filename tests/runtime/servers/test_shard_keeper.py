@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from ray.exceptions import ActorDiedError, GetTimeoutError
+from ray.exceptions import ActorDiedError
 
 from convoy.errors import CheckpointError, CrewError, DivergedError
 from convoy.runtime.run_folder import RunFolder
@@ -21,63 +21,9 @@ from convoy.runtime.servers.shard_keeper import ShardKeeper
 from convoy.runtime.settings import TrainSettings
 from convoy.strategies.parameter_shards import divide
 
-PENDING = object()
+from .played_ray import PENDING, Actor, PlayedRay
+
 PROGRESS = Progress(low=7, beyond=(9,), shares=(4, 4, 4), layout=None)
-
-
-@dataclass(eq=False)
-class Answer:
-    """What a call comes to: a value, an error, or nothing yet."""
-
-    value: Any = PENDING
-
-
-class Actor:
-    """A process on a node; `answers` are by method, and True where none is named."""
-
-    def __init__(self, node: str, answers: dict[str, Any]) -> None:
-        self.node, self.answers, self.killed = node, answers, False
-        self.asked: list[str] = []
-
-    def __getattr__(self, method: str) -> Any:
-        def remote(*arguments: Any) -> Answer:
-            self.asked.append(method)
-            found = self.answers.get(method, True)
-            return Answer(found(*arguments) if callable(found) else found)
-
-        return SimpleNamespace(remote=remote)
-
-
-@dataclass
-class PlayedRay:
-    """What `shard_keeper` uses of Ray."""
-
-    alive: list[str]
-
-    def get(self, calls: Any, timeout: float | None = None) -> Any:
-        """The value at once, or what comes instead."""
-        if isinstance(calls, list):
-            return [self.get(call) for call in calls]
-        if calls.value is PENDING:
-            assert timeout is not None, "this would wait for ever"
-            raise GetTimeoutError
-        if isinstance(calls.value, Exception):
-            raise calls.value
-        return calls.value
-
-    def wait(self, calls: list[Answer], num_returns: int = 1, timeout: float = 0) -> Any:
-        """Those that have come to something."""
-        del num_returns, timeout
-        done = [call for call in calls if call.value is not PENDING]
-        return done, [call for call in calls if call not in done]
-
-    def kill(self, actor: Actor) -> None:
-        """Note it."""
-        actor.killed = True
-
-    def nodes(self) -> list[dict[str, Any]]:
-        """All there are."""
-        return [{"NodeID": node, "Alive": True} for node in self.alive]
 
 
 @dataclass
