@@ -14,7 +14,7 @@ from convoy.errors import UsageError
 from convoy.strategies.parameter_shards import (
     SPLIT_ABOVE,
     Piece,
-    Shard,
+    Pieces,
     divide,
     gather,
     num_elements,
@@ -44,7 +44,7 @@ def all_rows(shapes: Shapes) -> list[tuple[str, int]]:
     return [(name, row) for name, shape in shapes.items() for row in range(rows_of(shape))]
 
 
-def held(shards: tuple[Shard, ...]) -> list[tuple[str, int]]:
+def held(shards: tuple[Pieces, ...]) -> list[tuple[str, int]]:
     """The rows that shards hold, in their order."""
     return [
         (piece.name, piece.first + row)
@@ -55,14 +55,14 @@ def held(shards: tuple[Shard, ...]) -> list[tuple[str, int]]:
 
 
 @st.composite
-def divided(draw: st.DrawFn) -> tuple[Shapes, tuple[Shard, ...]]:
+def divided(draw: st.DrawFn) -> tuple[Shapes, tuple[Pieces, ...]]:
     shapes = draw(SHAPES.filter(all_rows))
     return shapes, divide(shapes, draw(st.integers(1, min(9, len(all_rows(shapes))))))
 
 
 @settings(deadline=None, max_examples=150)
 @given(divided())
-def test_every_row_is_on_one_shard_and_in_order(case: tuple[Shapes, tuple[Shard, ...]]) -> None:
+def test_every_row_is_on_one_shard_and_in_order(case: tuple[Shapes, tuple[Pieces, ...]]) -> None:
     shapes, shards = case
     assert held(shards) == all_rows(shapes)
     assert all(shards)
@@ -72,7 +72,7 @@ def test_every_row_is_on_one_shard_and_in_order(case: tuple[Shapes, tuple[Shard,
 
 @settings(deadline=None, max_examples=100)
 @given(divided())
-def test_neighbouring_rows_are_one_piece(case: tuple[Shapes, tuple[Shard, ...]]) -> None:
+def test_neighbouring_rows_are_one_piece(case: tuple[Shapes, tuple[Pieces, ...]]) -> None:
     for shard in case[1]:
         names = [piece.name for piece in shard]
         assert len(set(names)) == len(names)
@@ -81,7 +81,7 @@ def test_neighbouring_rows_are_one_piece(case: tuple[Shapes, tuple[Shard, ...]])
 @settings(deadline=None, max_examples=150)
 @given(divided())
 def test_no_shard_is_larger_than_its_part_and_what_was_not_split(
-    case: tuple[Shapes, tuple[Shard, ...]],
+    case: tuple[Shapes, tuple[Pieces, ...]],
 ) -> None:
     """Each end of a shard is at most half a row off, or half a tensor that is not split."""
     shapes, shards = case
@@ -139,7 +139,7 @@ def test_one_shard_is_everything() -> None:
 @settings(deadline=None, max_examples=100)
 @given(divided(), st.booleans())
 def test_what_is_gathered_is_scattered_where_it_was(
-    case: tuple[Shapes, tuple[Shard, ...]], channels_last: bool
+    case: tuple[Shapes, tuple[Pieces, ...]], channels_last: bool
 ) -> None:
     shapes, shards = case
     tensors = numbered(shapes, channels_last)

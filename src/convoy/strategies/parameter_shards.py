@@ -34,10 +34,11 @@ class Piece:
     elements: int
 
 
-Shard = tuple[Piece, ...]
+Pieces = tuple[Piece, ...]
+"""What a shard holds."""
 
 
-def divide(shapes: Mapping[str, Sequence[int]], num_shards: int) -> tuple[Shard, ...]:
+def divide(shapes: Mapping[str, Sequence[int]], num_shards: int) -> tuple[Pieces, ...]:
     """Cut tensors of these shapes into `num_shards` shards.
 
     Raises:
@@ -83,12 +84,12 @@ def divide(shapes: Mapping[str, Sequence[int]], num_shards: int) -> tuple[Shard,
     return tuple(filled)
 
 
-def _splits(shard: Shard) -> bool:
+def _splits(shard: Pieces) -> bool:
     """Whether a shard has more than one row."""
     return sum(piece.rows for piece in shard) > 1
 
 
-def _halves(shard: Shard) -> tuple[Shard, Shard]:
+def _halves(shard: Pieces) -> tuple[Pieces, Pieces]:
     """Two shards of one, cut where a row ends and as near to the middle as that can be."""
     ends, before = [], 0
     half = num_elements(shard) / 2
@@ -114,7 +115,7 @@ def _halves(shard: Shard) -> tuple[Shard, Shard]:
     return (*shard[:at], *first), (*second, *shard[at + 1 :])
 
 
-def _joined(pieces: Sequence[Piece]) -> Shard:
+def _joined(pieces: Sequence[Piece]) -> Pieces:
     """Neighbouring rows of one tensor as one piece."""
     joined: list[Piece] = []
     for piece in pieces:
@@ -127,12 +128,12 @@ def _joined(pieces: Sequence[Piece]) -> Shard:
     return tuple(joined)
 
 
-def num_elements(shard: Shard) -> int:
+def num_elements(shard: Pieces) -> int:
     """How many elements a shard holds."""
     return sum(piece.elements for piece in shard)
 
 
-def gather(tensors: Mapping[str, Tensor], shard: Shard) -> Tensor:
+def gather(tensors: Mapping[str, Tensor], shard: Pieces) -> Tensor:
     """A shard's rows of `tensors`, one after another: [elements]."""
     return torch.cat(
         [
@@ -146,7 +147,7 @@ def gather(tensors: Mapping[str, Tensor], shard: Shard) -> Tensor:
 
 
 @torch.no_grad()
-def scatter(flat: Tensor, tensors: Mapping[str, Tensor], shard: Shard) -> None:
+def scatter(flat: Tensor, tensors: Mapping[str, Tensor], shard: Pieces) -> None:
     """Put a shard's [elements] back in their rows of `tensors`, in place."""
     parts = flat.split([piece.elements for piece in shard])
     for piece, part in zip(shard, parts, strict=True):

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from convoy.strategies.parameter_shards import Shard
+from convoy.strategies.parameter_shards import Pieces
 from convoy.strategies.push_codec import Wire
 
 WORTH_OVERLAPPING = 0.15
@@ -26,7 +26,7 @@ class ServerLayout:
 
     homes: tuple[int, ...]
     """By shard: the rank on whose machine it is."""
-    pieces: tuple[Shard, ...]
+    pieces: tuple[Pieces, ...]
     """By shard: what it holds."""
     places: tuple[int, ...]
     """By shard: which device of every replica talks to it."""

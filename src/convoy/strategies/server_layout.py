@@ -19,7 +19,7 @@ from typing import Literal
 from convoy.cost.layers import NetworkFacts
 from convoy.errors import UsageError
 from convoy.strategies.base import Worker
-from convoy.strategies.parameter_shards import Shard, divide, num_elements
+from convoy.strategies.parameter_shards import Pieces, divide, num_elements
 from convoy.strategies.server import ServerLayout
 
 MOST_SHARDS = 8
@@ -86,7 +86,7 @@ def lay_out(
     else:
         counts = _allotted(asked, parts)
     homes: list[int] = []
-    pieces: list[Shard] = []
+    pieces: list[Pieces] = []
     places: list[int] = []
     for place, (shapes, count) in enumerate(zip(parts, counts, strict=True)):
         ranks = list(replicas.machines(place).values())

@@ -31,8 +31,7 @@ from convoy.runtime.servers.messages import (
 )
 from convoy.runtime.servers.shard import Shard, ShardOrders, ShardState
 from convoy.runtime.settings import TrainSettings
-from convoy.strategies.parameter_shards import Shard as Pieces
-from convoy.strategies.parameter_shards import divide, gather
+from convoy.strategies.parameter_shards import Pieces, divide, gather
 from convoy.strategies.push_codec import Encoder, parse_wire
 from convoy.strategies.server import Push, ServerTerms
 

@@ -17,7 +17,7 @@ from convoy.runtime.servers.whole import (
 )
 from convoy.runtime.settings import TrainSettings
 from convoy.state import Tensors, load, pack
-from convoy.strategies.parameter_shards import Shard, divide
+from convoy.strategies.parameter_shards import Pieces, divide
 
 OPTIMIZERS: list[dict[str, Any]] = [
     {"optimizer": "sgd", "momentum": 0.0},
@@ -48,7 +48,7 @@ def trained(settings: dict[str, Any], steps: int = 2) -> tuple[nn.Module, torch.
     return model, optimizer
 
 
-def pieces_of(model: nn.Module, num_shards: int) -> tuple[Shard, ...]:
+def pieces_of(model: nn.Module, num_shards: int) -> tuple[Pieces, ...]:
     return divide({name: tuple(p.shape) for name, p in model.named_parameters()}, num_shards)
 
 

@@ -30,7 +30,7 @@ from convoy.runtime.servers.messages import (
     pack_request,
     read_answer,
 )
-from convoy.strategies.parameter_shards import Shard, gather, scatter
+from convoy.strategies.parameter_shards import Pieces, gather, scatter
 from convoy.strategies.push_codec import Encoder, Wire, from_array
 from convoy.strategies.server import Push
 
@@ -89,7 +89,7 @@ class ShardClient:
         session: str,
         look_up: Callable[[], Whereabouts],
         where: Whereabouts,
-        pieces: Sequence[Shard],
+        pieces: Sequence[Pieces],
         wire: Wire,
         model: nn.Module,
         depth: int,

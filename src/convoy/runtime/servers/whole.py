@@ -13,14 +13,14 @@ from torch import Tensor
 
 from convoy.runtime.servers.shard import ShardState
 from convoy.state import Tensors
-from convoy.strategies.parameter_shards import Shard, gather, scatter
+from convoy.strategies.parameter_shards import Pieces, gather, scatter
 
 COUNTER = "step"
 """What torch's optimizers call the number of steps that a parameter has done: a scalar."""
 
 
 def parts_of(
-    tensors: Mapping[str, Tensor], pieces: Sequence[Shard], versions: Sequence[int]
+    tensors: Mapping[str, Tensor], pieces: Sequence[Pieces], versions: Sequence[int]
 ) -> list[ShardState]:
     """What each shard starts with, out of a whole state (`model/...`, `optimizer/...`)."""
     weights = _under("model/", tensors)
@@ -44,7 +44,7 @@ def parts_of(
 
 
 def whole_of(
-    base: Mapping[str, Tensor], pieces: Sequence[Shard], states: Sequence[ShardState]
+    base: Mapping[str, Tensor], pieces: Sequence[Pieces], states: Sequence[ShardState]
 ) -> Tensors:
     """A whole state: the shards' rows, and of `base` (a state dict) whatever no shard holds."""
     weights = {name: tensor.clone() for name, tensor in base.items()}
