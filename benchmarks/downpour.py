@@ -54,8 +54,8 @@ PREDICTED = {
 }
 SLOWED, SLOW_S = 0.1, 20.0
 """To which part of its speed, and for how long."""
-REPLICA, SHARD = "Member", "Shard.serve"
-"""How Ray's names of their processes begin while they are at work."""
+REPLICA, SHARD = "Member", "Shard"
+"""How Ray's names of their processes begin."""
 PORT = 29531
 LINK_NETWORK, LINK_DATA = "ours:large", "synthetic:3x8x8:10:2000"
 
@@ -277,6 +277,11 @@ def link() -> list[dict[str, Any]]:
     return [{"figure": name, "value": value} for name, value in found.items()]
 
 
+def listening(process: psutil.Process) -> int:
+    """At how many ports it does."""
+    return sum(link.status == psutil.CONN_LISTEN for link in process.net_connections())
+
+
 class Killer(LogObserver):
     """Kills replicas and shards of a run at random moments."""
 
@@ -300,11 +305,13 @@ class Killer(LogObserver):
 
     def _kill(self) -> None:
         kind = self.victims.pop()
-        found = [  # those at work, and not processes that wait to replace others
+        found = [
             child
             for child in psutil.Process().children(recursive=True)
-            if child.status() != "zombie" and " ".join(child.cmdline()).startswith(f"ray::{kind}")
+            if child.name().startswith(f"ray::{kind}") and child.status() != "zombie"
         ]
+        if kind == SHARD:  # not one that waits to replace another, and listens to Ray alone
+            found = [child for child in found if listening(child) > 1]
         self._next += self.random.randint(20, 60)
         if not found:
             self._ready = True

@@ -252,7 +252,7 @@ def down(name: str = "lab") -> None:
         shutil.rmtree(ETC_NETNS / namespace, ignore_errors=True)
     if found.folder:
         shutil.rmtree(found.folder, ignore_errors=True)
-    found.path.unlink()
+    found.path.unlink(missing_ok=True)  # somebody else may take it down just now
 
 
 @contextmanager
