@@ -185,47 +185,55 @@ def side_by_side(inside: lab.Lab, cores: Sequence[float]) -> float:
     return sum(map(speed, [start(*machine) for machine in machines])) / in_turns
 
 
-def throughput(case: str, rounds: int) -> list[dict[str, Any]]:
-    """One cluster."""
+def one_round(inside: lab.Lab, folder: Path, case: str) -> dict[str, dict[str, float]]:
+    """Every way once, by way: images per second, and of the sum of what machines do alone.
+
+    The computer is faster in one minute than in another: what is compared is measured together.
+    """
     cores, slowed = CASES[case]
-    names = "abc"[: len(cores)]
-    found: dict[str, list[float]] = {}
-    slow: dict[str, list[float]] = {}
-    at_once: list[float] = []
-    text = cluster_text(cores, names)
+    text, names = cluster_text(cores, "abc"[: len(cores)]), "abc"[: len(cores)]
+    alone = {}
+    for name in names:
+        steps, _ = ours(inside, folder, "single", cluster_text(cores, name), 45, False)
+        alone[name] = pace(steps)
+    together = sum(alone.values())
+    then = together - (1 - SLOWED) * alone.get("b", 0.0)
+    found = {}
+    for way in ("downpour", "data", "DDP"):
+        slow = float("nan")
+        if way == "DDP":
+            usual, slow = plain(inside, slowed)
+        else:
+            count = STEPS * 2 if slowed else STEPS
+            steps, (begin, end) = ours(inside, folder, way, text, count, slowed)
+            if slowed:
+                slow = pace(steps, begin + 3, end)
+                steps = [row for row in steps if row["time"] < begin] or steps
+            usual = pace(steps)
+        found[way] = {"images/s": usual, "of the sum of speeds": usual / together}
+        if slowed:
+            found[way] |= {"images/s while slow": slow, "of the sum then": slow / then}
+        found[way] |= {f"{name} alone": speed for name, speed in alone.items()}
+    at_once = side_by_side(inside, cores)
+    return {way: row | {"side by side, of the sum": at_once} for way, row in found.items()}
+
+
+def throughput(case: str, rounds: int) -> list[dict[str, Any]]:
+    """One cluster: medians over rounds, and of the ratio that counts the least and the most."""
+    cores, _ = CASES[case]
+    text = cluster_text(cores, "abc"[: len(cores)])
     with (
         tempfile.TemporaryDirectory() as name,
         lab.emulated(parse_cluster(text), f"w{os.getpid() % 10**6}") as inside,
     ):
-        folder = Path(name)
-        for _ in range(rounds):
-            for machine in names:
-                steps, _ = ours(inside, folder, "single", cluster_text(cores, machine), 45, False)
-                found.setdefault(f"{machine} alone", []).append(pace(steps))
-            for way in ("downpour", "data"):
-                count = STEPS * 2 if slowed else STEPS
-                steps, (begin, end) = ours(inside, folder, way, text, count, slowed)
-                if slowed:
-                    slow.setdefault(way, []).append(pace(steps, begin + 3, end))
-                    before = [row for row in steps if row["time"] < begin]
-                    steps = before or steps
-                found.setdefault(way, []).append(pace(steps))
-            at_once.append(side_by_side(inside, cores))
-            usual, slower = plain(inside, slowed)
-            found.setdefault("DDP", []).append(usual)
-            slow.setdefault("DDP", []).append(slower)
-    speeds = {way: median(values) for way, values in found.items()}
-    together = sum(speeds[f"{machine} alone"] for machine in names)
-    then = together - (1 - SLOWED) * speeds["b alone"]
+        found = [one_round(inside, Path(name), case) for _ in range(rounds)]
     rows = []
-    for way in ("downpour", "data", "DDP"):
-        row = {"case": case, "way": way, "images/s": speeds[way]}
-        row |= {"of the sum of speeds": speeds[way] / together}
-        row |= {"side by side, of the sum": median(at_once)}
-        if slowed:
-            row |= {"images/s while slow": median(slow[way])}
-            row |= {"of the sum then": median(slow[way]) / then}
-        rows.append(row | {f"{m} alone": speeds[f"{m} alone"] for m in names})
+    for way in found[0]:
+        of_way = [one[way] for one in found]
+        ratios = [row["of the sum of speeds"] for row in of_way]
+        span = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        figures = {key: median([row[key] for row in of_way]) for key in of_way[0]}
+        rows.append({"case": case, "way": way, "rounds": rounds} | figures | {"ratios": span})
     return rows
 
 
