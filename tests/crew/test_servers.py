@@ -124,6 +124,29 @@ def test_every_sample_is_used_once_at_each_replica_s_pace(harbour: Harbour, tmp_
         assert line["wall_s"] - line["compute_s"] - line["wait_s"] - line["comm_s"] + 1e-6 >= 0
 
 
+def test_a_few_of_every_other_step_s_gradients(harbour: Harbour, tmp_path: Path) -> None:
+    """After some steps that one replica does alone."""
+    run, warm = tmp_path / "run", 12
+    options = {"workers": 2, "epochs": 4, "push_every": 2, "fetch_every": 2, "warm_start": warm}
+    answer = train(harbour, tmp_path, options=options | {"wire": "topk:0.25"} | ADAPTING)
+    assert answer["error"] is None
+    assert steps_done(run) == Counter(range(4 * STEPS_PER_EPOCH))
+    rows = lines(run)
+    assert len({row["replica"] for row in rows if row["step"] < warm}) == 1
+    assert len({row["replica"] for row in rows}) == 2
+    result, servers = answer["result"], answer["result"]["servers"]
+    pushes = sum(servers["staleness"]["histogram"].values())
+    # every other step's, but where a lease ends with an odd one
+    assert 2 * STEPS_PER_EPOCH <= pushes == servers["updates"] < 3 * STEPS_PER_EPOCH
+    plan = json.loads((run / "plan.json").read_text())
+    quarter = -(-plan["parameters"] // 4)
+    for row in rows:
+        pushed = row["staleness"] is not None
+        assert row["sent_to"] == ({"0": 8 * quarter} if pushed else {})
+        assert row["received_from"] == ({"0": 4 * plan["parameters"]} if pushed else {})
+    assert result["test_accuracy"] > 0.5
+
+
 def test_a_shard_dies_and_then_a_replica_hangs(harbour: Harbour, tmp_path: Path) -> None:
     """The shard is there again from its snapshot; what the replica had leased others do."""
     run = tmp_path / "run"
