@@ -1,6 +1,7 @@
 """`downpour` in the lab: throughput, the servers' link, and what deaths cost. Needs root.
 
     sudo python benchmarks/downpour.py throughput [--rounds 1] [--only CASE]
+    sudo python benchmarks/downpour.py cores
     sudo python benchmarks/downpour.py link
     sudo python benchmarks/downpour.py prediction [--repeats 1]
     python benchmarks/downpour.py kills [--replicas 20] [--shards 10] [--epochs 700]
@@ -8,15 +9,16 @@
 `throughput`: every machine alone, then `downpour`, Convoy's `data` and plain
 DistributedDataParallel over all, in turns; in one case a machine is slowed to a tenth in the
 middle. Beside them, what all machines do that train alone, but all at once: emulated ones share a
-computer, and nothing can be faster. `link`: pushes and fetches of a network of 100 MB between two
-machines, beside what the link carries, and what a push costs a server beside one pass over its
-memory. `prediction`: how long a step is predicted and measured to be, by `convoy compare`. `kills`:
-replicas and shards killed at random moments.
+computer, and nothing can be faster. `cores`: which processes take how much of them. `link`: pushes
+and fetches of a network of 100 MB between two machines, beside what the link carries, and what a
+push costs a server beside one pass over its memory. `prediction`: how long a step is predicted and
+measured to be, by `convoy compare`. `kills`: replicas and shards killed at random moments.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -237,6 +239,51 @@ def throughput(case: str, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def used_by(processes: Sequence[int]) -> dict[str, float]:
+    """Seconds of CPU so far, by what a process is for."""
+    used: dict[str, float] = {}
+    for pid in processes:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            command, times = " ".join(process.cmdline()), process.cpu_times()
+            kinds = {"ray::Member": "a replica", "ray::Shard": "the server"}
+            kinds |= {"ray::Coordinator": "the coordinator", "convoy train": "the driver"}
+            kind = next((of for part, of in kinds.items() if part in command), "Ray")
+            used[kind] = used.get(kind, 0.0) + times.user + times.system
+    return used
+
+
+def cores_used() -> list[dict[str, Any]]:
+    """What of each machine's cores goes into what, while `downpour` trains on 1.0 + 0.5."""
+    cores, steps = CASES["1.0 + 0.5"][0], 240
+    text = cluster_text(cores, "ab")
+    with (
+        tempfile.TemporaryDirectory() as name,
+        lab.emulated(parse_cluster(text), f"u{os.getpid() % 10**6}") as inside,
+    ):
+        folder, found = Path(name), {}
+
+        def watch() -> None:
+            """From the 40th step to the 180th."""
+            for mark in (40, 180):
+                while sum(len(read(p)) for p in folder.glob("run-*/steps.jsonl")) < mark:
+                    time.sleep(0.2)
+                now = {machine: used_by(inside.processes(machine)) for machine in "ab"}
+                found[mark] = (time.monotonic(), now)
+
+        watching = threading.Thread(target=watch, daemon=True)
+        watching.start()
+        ours(inside, folder, "downpour", text, steps, False)
+        watching.join(5)
+    (began, before), (ended, after) = found[40], found[180]
+    return [
+        {"machine": machine, "process": kind, "cores": (total - used) / (ended - began)}
+        for machine in "ab"
+        for kind, total in sorted(after[machine].items())
+        for used in [before[machine].get(kind, 0.0)]
+    ]
+
+
 def predicted(repeats: int) -> list[dict[str, Any]]:
     """Predictions of `downpour` beside runs, each of a step of everyone's together."""
     rows = []
@@ -376,7 +423,7 @@ def kills(replicas: int, shards: int, epochs: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Do what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", choices=["throughput", "link", "prediction", "kills"])
+    parser.add_argument("study", choices=["throughput", "cores", "link", "prediction", "kills"])
     parser.add_argument("--only", action="append", choices=list(CASES))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=1)
@@ -392,6 +439,9 @@ def main() -> None:
             found = throughput(case, options.rounds)
             rows = [row for row in rows if row["case"] != case] + found
             write("downpour_throughput", rows, about=f"{NETWORK}, batches of {BATCH_SIZE}.")
+    elif options.study == "cores":
+        about = f"{NETWORK}, batches of {BATCH_SIZE}, on 1.0 + 0.5 cores: cores that are busy."
+        write("downpour_cores", cores_used(), about=about)
     elif options.study == "link":
         write("downpour_link", link(), about="100 MB of float32 between two machines, 1 Gbit/s.")
     elif options.study == "prediction":
