@@ -31,6 +31,7 @@ from convoy.runtime.journal import Journal
 from convoy.runtime.lineup import plan_for_most
 from convoy.runtime.member_handle import (
     GONE,
+    POLL_PATIENCE_S,
     MemberHandle,
     await_ready,
     committed,
@@ -259,7 +260,7 @@ class Crew:
     @property
     def _patience_s(self) -> float:
         """How long a rank may be silent while others have lost a peer."""
-        return self.job.settings.timeout_s + 10
+        return self.job.settings.timeout_s + POLL_PATIENCE_S
 
     def _give_up_on_silent(self, deadline: float) -> None:
         """Ranks that neither answer nor die count as dead, and are made so.
@@ -341,7 +342,7 @@ class Crew:
                 f"ranks lost touch in step {step} and form anew: {details}", "warning"
             )
 
-    def _drain(self, patience_s: float = 10.0) -> None:
+    def _drain(self, patience_s: float = POLL_PATIENCE_S) -> None:
         """Take what living ranks have reported."""
         events = fetch(self._members, patience_s=patience_s)
         self._balancer.take(self.journal.take(events))

@@ -24,6 +24,9 @@ from convoy.runtime.placement import Place
 from convoy.runtime.pool import Pool
 
 START_TIMEOUT_S = 120.0
+POLL_PATIENCE_S = 10.0
+"""How long one that is asked what it has to report may take, and how much longer than a collective
+(--timeout-s) one that does not answer is waited for before it counts as dead."""
 AGAIN_S = 0.5
 """How long one that has not answered is waited for when it is asked again."""
 GONE = (RayActorError, ObjectLostError, ActorUnschedulableError)
@@ -110,16 +113,17 @@ def stop_all(members: Sequence[MemberHandle], reason: str) -> bool:
     return True
 
 
-def fetch(members: Sequence[MemberHandle], *, patience_s: float = 10.0) -> list[Event]:
+def fetch(members: Sequence[MemberHandle], *, patience_s: float = POLL_PATIENCE_S) -> list[Event]:
     """What living members have reported since the last time, of those that answer in time.
 
-    Those who did not last time are not waited for as long again.
+    Those who did not last time are not waited for as long again, unless more patience is asked for.
     """
     asked = time.monotonic()
     polls = [s.actor.poll.remote(s.received) for s in members]
     events = []
     for member, poll in zip(members, polls, strict=True):
-        patience = patience_s if member.silent_since is None else min(patience_s, AGAIN_S)
+        again = member.silent_since is not None and patience_s <= POLL_PATIENCE_S
+        patience = AGAIN_S if again else patience_s
         try:
             arrived = ray.get(poll, timeout=patience)
         except GetTimeoutError:

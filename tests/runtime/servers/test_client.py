@@ -634,12 +634,15 @@ def test_what_is_left_of_another_run_is_not_answered(servers: Servers) -> None:
 # Connections that are lost while both their ends live
 
 
-def test_an_answer_that_was_lost_is_given_again(
-    servers: Servers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The push is applied once."""
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that soon asks once more."""
     monkeypatch.setattr(client_module, "LOOK_S", 0.05)
     monkeypatch.setattr(client_module, "RESEND_S", 0.3)
+
+
+def test_an_answer_that_was_lost_is_given_again(servers: Servers, impatient: None) -> None:
+    """The push is applied once."""
     model = scalar()
     with Setting(servers, model) as here:
         (shard,) = here.shards
@@ -657,12 +660,8 @@ def test_an_answer_that_was_lost_is_given_again(
         assert here.weights() == [1.0 - 2 * LR]
 
 
-def test_a_push_that_waits_at_the_gate_may_be_sent_again(
-    servers: Servers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_push_that_waits_at_the_gate_may_be_sent_again(servers: Servers, impatient: None) -> None:
     """It is one push of the update that it waits for."""
-    monkeypatch.setattr(client_module, "LOOK_S", 0.05)
-    monkeypatch.setattr(client_module, "RESEND_S", 0.3)
     model = scalar()
     with Setting(servers, model, bound=0) as here:
         (shard,) = here.shards

@@ -270,11 +270,7 @@ def test_what_json_has_no_number_for_is_null(log: FleetLog) -> None:
 def test_on_a_full_disk_records_wait_until_there_is_room(
     mount_disk: MountDisk, make: Callable[[Path], FleetLog], listener: Listener
 ) -> None:
-    place = mount_disk(size_kib=64)
-    log = make(place)
-    filler = place / "filler"
-    fill(filler)
-    take_many(log)
+    place, log, filler = on_a_full_disk(mount_disk, make)
     assert not log.flush()
     full = [text for text, _ in listener.said if "records wait in memory until" in text]
     assert len(full) == 1
@@ -290,16 +286,23 @@ def test_on_a_full_disk_records_wait_until_there_is_room(
 def test_a_disk_that_stays_full_says_how_to_go_on(
     mount_disk: MountDisk, make: Callable[[Path], FleetLog]
 ) -> None:
-    place = mount_disk(size_kib=64)
-    log = make(place)
-    filler = place / "filler"
-    fill(filler)
-    take_many(log)
+    place, log, filler = on_a_full_disk(mount_disk, make)
     with pytest.raises(
         ConvoyError, match=rf"^cannot write in {place}: No space left.*--resume {place}$"
     ):
         log.close()
     filler.unlink()
+
+
+def on_a_full_disk(
+    mount_disk: MountDisk, make: Callable[[Path], FleetLog]
+) -> tuple[Path, FleetLog, Path]:
+    """A log for whose steps there is no room, and what takes it up."""
+    place = mount_disk(size_kib=64)
+    log, filler = make(place), place / "filler"
+    fill(filler)
+    take_many(log)
+    return place, log, filler
 
 
 def fill(path: Path) -> None:

@@ -21,7 +21,15 @@ from ray.exceptions import GetTimeoutError
 from convoy.errors import ConvoyError, CrewError
 from convoy.runtime.events import Event
 from convoy.runtime.formation import Outcome
-from convoy.runtime.member_handle import GONE, MemberHandle, dismiss, end, fetch, hire
+from convoy.runtime.member_handle import (
+    GONE,
+    POLL_PATIENCE_S,
+    MemberHandle,
+    dismiss,
+    end,
+    fetch,
+    hire,
+)
 from convoy.runtime.placement import Place, threads_at
 from convoy.runtime.recruits import Recruits
 from convoy.runtime.servers.judging import judge
@@ -175,7 +183,7 @@ class ReplicaKeeper:
 
     def _give_up_on_silent(self) -> None:
         """A replica that neither answers nor dies has what it leased for ever: it is ended."""
-        patience_s = self.served.job.settings.timeout_s + 10
+        patience_s = self.served.job.settings.timeout_s + POLL_PATIENCE_S
         for member in self.at_work:
             since = member.silent_since
             if member.outcome or since is None or time.monotonic() < since + patience_s:

@@ -176,12 +176,11 @@ class ShardKeeper:
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         places = self.served.places
         ranks = [rank for rank in fastest if places[rank].node_id in alive]
-        spare, patience_s = self._spare, START_S
+        spare = self._spare
         if spare is not None:
-            waited = time.monotonic() - spare.since
-            is_there = waited < patience_s and not ray.wait([spare.ready], timeout=0)[0]
-            good = spare.rank in ranks and (is_there or self._is_ready(spare, 0))
-            if good:
+            in_time = time.monotonic() < spare.since + START_S
+            is_coming = in_time and not ray.wait([spare.ready], timeout=0)[0]
+            if spare.rank in ranks and (is_coming or self._is_ready(spare, 0)):
                 return
             ray.kill(spare.actor)
             self._spare = None
