@@ -357,3 +357,10 @@ def test_figures_that_cannot_be_are_no_profile_either() -> None:
         LinkProfile(between=("a", "b"), bandwidth_bytes_s=math.inf, latency_s=0.0)
     with pytest.raises(ProfileError, match="cores: -1"):
         device(cores=-1.0)
+
+
+def test_measuring_again_says_with_what() -> None:
+    """`downpour` has an optimizer of its own, and a profile is taken with one."""
+    wanted = replace(profile(), optimizer="adagrad")
+    with pytest.raises(ProfileError, match=r"Measure again: convoy measure --optimizer adagrad$"):
+        checked(profile(), wanted, "p.json")

@@ -65,9 +65,14 @@ def checked(profile: Profile, wanted: Profile, source: str) -> Profile:
     """
     reasons = misfits(profile, wanted)
     if reasons:
+        options = "".join(
+            f" --{what} {getattr(wanted, what)}"
+            for what in ("optimizer", "precision")
+            if getattr(profile, what) != getattr(wanted, what)
+        )
         raise ProfileError(
             f"the profile {source} does not fit: {'; '.join(reasons)}. Measure again: convoy "
-            "measure"
+            f"measure{options}"
         )
     return profile
 
