@@ -2,7 +2,7 @@
 
     sudo python benchmarks/downpour_accuracy.py --data-dir DATA [--only mnist] [--way WAY]
                                                 [--bandwidth "1 Gbit/s"] [--repeats 3]
-                                                [--limit-s 900]
+                                                [--first-seed 0] [--limit-s 900]
     python benchmarks/downpour_accuracy.py --picture docs/images/downpour_accuracy.png
 
 On emulated machines of 1.0 and 0.5 cores: `single` on the faster, `data`, `averaging` and
@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--way", action="append", choices=list(WAYS))
     parser.add_argument("--bandwidth", action="append")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="of the repeats")
     parser.add_argument("--limit-s", type=float, default=900.0, help="of training, in one run")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
@@ -183,7 +184,7 @@ def main() -> None:
             ):
                 folder = Path(name)
                 (folder / "cluster.toml").write_text(text)
-                for seed in range(options.repeats):
+                for seed in range(options.first_seed, options.first_seed + options.repeats):
                     for way in options.way or WAYS:
                         data = str(Path(options.data_dir).resolve())
                         asked = (task, way, seed)

@@ -18,6 +18,7 @@ from convoy.runtime.servers import shard_keeper as module
 from convoy.runtime.servers.shard import ShardState
 from convoy.runtime.servers.shard_handle import Progress
 from convoy.runtime.servers.shard_keeper import ShardKeeper
+from convoy.runtime.servers.snapshots import Snapshots
 from convoy.runtime.settings import TrainSettings
 from convoy.strategies.parameter_shards import divide
 
@@ -78,7 +79,7 @@ def state(version: int, value: float = 1.0) -> ShardState:
     return ShardState(version=version, weights=torch.full((8,), value))
 
 
-def keeper(world: World) -> ShardKeeper:
+def keeper(world: World, bound: int | None = None) -> ShardKeeper:
     """Of two shards, on machines a and b, which serve."""
     places = [
         SimpleNamespace(node_id=node, address=f"10.0.0.{i}", machine=node)
@@ -86,7 +87,7 @@ def keeper(world: World) -> ShardKeeper:
     ]
     served: Any = SimpleNamespace(
         job=SimpleNamespace(settings=TrainSettings(strategy="downpour")),
-        terms=SimpleNamespace(bound=None),
+        terms=SimpleNamespace(bound=bound),
         layout=SimpleNamespace(pieces=divide({"w": (8, 2)}, 2), homes=(0, 1)),
         places=places,
         log=Log(world),
@@ -94,8 +95,8 @@ def keeper(world: World) -> ShardKeeper:
         pool=world,
         generation=1,
     )
-    coordinator: Any = Actor("a", {})
-    found = ShardKeeper(served=served, coordinator=coordinator)
+    coordinator: Any = Actor("a", {"at_work": []})
+    found = ShardKeeper(served, coordinator, Snapshots(served))
     found.start({"model/w": torch.zeros(8, 2)}, [0, 0])
     found.tell()
     return found
@@ -246,6 +247,15 @@ def test_who_cannot_start_is_tried_elsewhere(world: World) -> None:
     assert keeping.where().endpoints == ("tcp://a:0", "tcp://a:1")
 
 
+def test_a_gate_that_waits_knows_all_replicas_however_often_its_shard_starts(world: World) -> None:
+    keeping = keeper(world, bound=0)
+    world.answers["b"] = {"load": PENDING}
+    keeping.coordinator.answers["at_work"] = [3, 4]
+    keeping.restore(keeping.shards[1], newest=0)
+    assert [actor.node for actor in world.started[2:]] == ["b", "a"]
+    assert "join" in world.started[-1].asked
+
+
 def test_who_starts_nowhere_ends_the_run(world: World) -> None:
     world.answers |= {node: {"load": ActorDiedError()} for node in "abc"}
     with pytest.raises(CrewError, match=r"^shard 0 of the parameters .* in 3 attempts; .* died\."):
@@ -255,10 +265,11 @@ def test_who_starts_nowhere_ends_the_run(world: World) -> None:
 def test_a_snapshot_is_kept(world: World) -> None:
     keeping = keeper(world)
     keeping.keep({"w": torch.zeros(8, 2)}, PROGRESS)
-    assert keeping.kept is not None
-    assert (keeping.kept.step, keeping.kept.meta["servers"]["versions"]) == (7, [5, 5])
+    kept = keeping.snapshots.kept
+    assert kept is not None
+    assert (kept.step, kept.meta["servers"]["versions"]) == (7, [5, 5])
     assert [path.name for path in (world.folder / "checkpoints").iterdir()] == ["step-7"]
-    assert "step 7" in keeping.last_good()
+    assert "step 7" in keeping.snapshots.last_good()
 
 
 def test_a_shard_that_hangs_is_ended_when_a_snapshot_is_due(world: World) -> None:
@@ -266,7 +277,7 @@ def test_a_shard_that_hangs_is_ended_when_a_snapshot_is_due(world: World) -> Non
     keeping = keeper(world)
     keeping.keep({"w": torch.zeros(8, 2)}, PROGRESS)
     assert world.discards() == ["b"]
-    assert keeping.kept is None
+    assert keeping.snapshots.kept is None
     assert any("has not answered for 60 s" in text for text in world.said)
     with pytest.raises(CrewError, match="at the very end"):
         keeping.keep({"w": torch.zeros(8, 2)}, PROGRESS, last=True)
@@ -276,7 +287,7 @@ def test_without_room_a_snapshot_stays_in_memory(world: World) -> None:
     keeping = keeper(world)
     world.has_room = False
     keeping.keep({"w": torch.zeros(8, 2)}, PROGRESS)
-    assert keeping.kept is None
+    assert keeping.snapshots.kept is None
     assert not (world.folder / "checkpoints").exists()
     assert any("in memory only" in text for text in world.said)
     keeping.restore(keeping.shards[0], newest=6)
@@ -291,7 +302,7 @@ def test_nothing_is_kept_of_what_is_not_finite(world: World) -> None:
     keeping = keeper(world)
     with pytest.raises(DivergedError, match="w is no longer finite after 7 steps"):
         keeping.keep({"w": torch.zeros(8, 2)}, PROGRESS)
-    assert keeping.kept is None
+    assert keeping.snapshots.kept is None
 
 
 def test_while_the_loss_has_risen_no_snapshot_is_written(world: World) -> None:
@@ -300,11 +311,11 @@ def test_while_the_loss_has_risen_no_snapshot_is_written(world: World) -> None:
     world.risen = (0.5, 8.0)
     for step in (20, 30):
         keeping.keep({"w": torch.zeros(8, 2)}, Progress(**(vars(PROGRESS) | {"low": step})))
-    assert keeping.kept is not None
-    assert keeping.kept.step == 7
+    assert keeping.snapshots.kept is not None
+    assert keeping.snapshots.kept.step == 7
     (text,) = world.said
     assert text.startswith("the loss has risen from 0.5 to 8: no snapshot is written until")
     assert "that of step 7" in text
     world.risen = None
     keeping.keep({"w": torch.zeros(8, 2)}, Progress(**(vars(PROGRESS) | {"low": 40})))
-    assert keeping.kept.step == 40
+    assert keeping.snapshots.kept.step == 40

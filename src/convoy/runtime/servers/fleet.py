@@ -28,6 +28,7 @@ from convoy.runtime.servers.replica_keeper import POLL_S, ReplicaKeeper
 from convoy.runtime.servers.served_run import ServedRun
 from convoy.runtime.servers.shard_handle import Progress
 from convoy.runtime.servers.shard_keeper import ANSWER_S, START_S, ShardKeeper
+from convoy.runtime.servers.snapshots import Snapshots
 from convoy.runtime.servers.whole import network_in
 from convoy.state import Tensors
 
@@ -82,15 +83,14 @@ class Fleet:
             for member in members:
                 self.served.pool.discard(member.actor)
             ends_it = (CrewError, GetTimeoutError, RayTaskError, *GONE)
+            onwards = self.shards.snapshots.how_to_go_on()
             if isinstance(error, ends_it) and not self._has_coordinator():
                 raise CrewError(
                     "the coordinator, a process on this machine that leases steps to replicas, "
-                    f"died. Has this machine run out of memory? {self.shards.how_to_go_on()}"
+                    f"died. Has this machine run out of memory? {onwards}"
                 ) from None
             if isinstance(error, GetTimeoutError):
-                raise CrewError(
-                    f"a process of this run does not answer. {self.shards.how_to_go_on()}"
-                ) from None
+                raise CrewError(f"a process of this run does not answer. {onwards}") from None
             if isinstance(error, RayTaskError):
                 raise foreign_error(error, "a process of this run") from None
             raise
@@ -108,7 +108,8 @@ class Fleet:
         return True
 
     def _appoint(self, start: Checkpoint | None) -> None:
-        self.shards = ShardKeeper(served=self.served, coordinator=self._coordinator, kept=start)
+        snapshots = Snapshots(self.served, kept=start)
+        self.shards = ShardKeeper(self.served, self._coordinator, snapshots)
         self.replicas = ReplicaKeeper(
             served=self.served,
             network=self.network,
@@ -153,7 +154,7 @@ class Fleet:
             if ray_session.is_lost():
                 raise CrewError(
                     "Ray's own process on this machine (raylet) died, and every rank with it. "
-                    f"{self.shards.how_to_go_on()}"
+                    f"{self.shards.snapshots.how_to_go_on()}"
                 )
             calls = [*self.replicas.calls, *(shard.serving for shard in self.shards.shards)]
             ray.wait(calls, num_returns=1, timeout=POLL_S)
@@ -165,7 +166,7 @@ class Fleet:
             try:
                 self.replicas.collect(done, stopping=stopping)
             except DivergedError as error:
-                raise DivergedError(f"{error}. {self.shards.last_good()}") from None
+                raise DivergedError(f"{error}. {self.shards.snapshots.last_good()}") from None
             if self.replicas.resting and not stopping:  # what is left to do is somebody's already
                 stopping = True
             if self.interrupt.asked and not stopping:
@@ -192,7 +193,7 @@ class Fleet:
                 next_look = now + LOOK_FOR_MACHINES_S
         self.replicas.drain()
         if not self.interrupt.asked and not self._is_finished():
-            raise CrewError(f"every replica is lost. {self.shards.how_to_go_on()}")
+            raise CrewError(f"every replica is lost. {self.shards.snapshots.how_to_go_on()}")
 
     def _is_finished(self) -> bool:
         return self.replicas.progress()[0] >= self.num_steps
@@ -212,5 +213,5 @@ class Fleet:
             self.served.observer.say(str(error), "warning")
         tensors = network_in(self.shards.conclude(self.replicas.current_network()))
         if not self.replicas.judge(tensors):
-            raise CrewError(f"every replica is lost. {self.shards.how_to_go_on()}")
+            raise CrewError(f"every replica is lost. {self.shards.snapshots.how_to_go_on()}")
         return tensors

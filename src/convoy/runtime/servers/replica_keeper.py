@@ -267,9 +267,10 @@ class ReplicaKeeper:
             self._fruitless += 1
         self.served.observer.say(f"{what}; of its steps {len(back)} are leased again", "warning")
         if self._fruitless > FRUITLESS_REPLICAS:
+            onwards = self.shards.snapshots.how_to_go_on()
             raise CrewError(
                 f"{others} have lost touch {self._fruitless} times without doing a step. `convoy "
-                f"doctor` tells whether they reach each other. {self.shards.how_to_go_on()}"
+                f"doctor` tells whether they reach each other. {onwards}"
             )
         if stopping:
             self._bench.members += left

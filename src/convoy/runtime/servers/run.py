@@ -76,7 +76,7 @@ def run_with_servers(
             return _conclude(preparation, fleet, tensors, observer)
     finally:
         log.close()
-    kept = fleet.shards.kept
+    kept = fleet.shards.snapshots.kept
     observer.say(
         f"stopped; the checkpoint of step {kept.step if kept else 0} is kept. Go on with: convoy "
         f"train --resume {preparation.folder.path}"

@@ -1,8 +1,8 @@
-"""The driver's side of all shards: started, told of, restored when one dies, and kept on disk.
+"""The driver's side of all shards: started, told of, moved, and restored when one dies.
 
 start ──▶ serve ──▶ a shard dies ──▶ the last snapshot's state, elsewhere if need be ──▶ serve
            ├──▶ its machine is slow ──▶ a process elsewhere ──▶ its state as it is ──▶ serve
-           └──▶ every few seconds: a snapshot of all, in memory and as a checkpoint
+           └──▶ every few seconds: a snapshot of all, in memory and on disk
 """
 
 from __future__ import annotations
@@ -17,19 +17,16 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayTaskError
 
-from convoy.errors import CheckpointError, CrewError, DivergedError
-from convoy.runtime.checkpoint import Checkpoint, write_checkpoint
-from convoy.runtime.formation import Part
+from convoy.errors import CrewError
 from convoy.runtime.member import describe
 from convoy.runtime.member_handle import GONE
 from convoy.runtime.servers.messages import Whereabouts
 from convoy.runtime.servers.served_run import ServedRun
 from convoy.runtime.servers.shard import Shard, ShardOrders, ShardState
 from convoy.runtime.servers.shard_handle import Move, Moving, Progress, Restoration, ShardHandle
+from convoy.runtime.servers.snapshots import Snapshots
 from convoy.runtime.servers.whole import parts_of, whole_of
-from convoy.runtime.settings import to_values
-from convoy.state import Tensors, broken
-from convoy.version import __version__
+from convoy.state import Tensors
 
 ANSWER_S = 60.0
 START_S = 100.0
@@ -46,16 +43,14 @@ class ShardKeeper:
 
     served: ServedRun
     coordinator: Any
+    snapshots: Snapshots
     restorations: list[Restoration] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
-    kept: Checkpoint | None = None
-    """The newest snapshot that is on disk."""
     facts: list[dict[str, Any]] = field(default_factory=list)
     """What each shard has done, in the end."""
     shards: list[ShardHandle] = field(default_factory=list)
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
     _snapshot: list[ShardState] = field(default_factory=list)
-    _has_risen: bool = False
     _moving: dict[int, Moving] = field(default_factory=dict)
     """By shard."""
     _spare: Moving | None = None
@@ -80,10 +75,11 @@ class ShardKeeper:
                 home = self._living(shard.home, but=shard.node_id)
                 self.shards[index] = self._start(index, self._snapshot[index], home)
                 self.shards[index].incarnation = shard.incarnation + 1
+                self._introduce(self.shards[index])
             else:
                 raise CrewError(
                     f"shard {index} of the parameters could not be started in {ATTEMPTS} attempts; "
-                    f"the last one {why}. {self.how_to_go_on()}"
+                    f"the last one {why}. {self.snapshots.how_to_go_on()}"
                 )
             shard.serving = shard.serving or shard.actor.serve.remote()
         ray.get(self.coordinator.set_shards.remote(self.where()), timeout=START_S)
@@ -242,58 +238,11 @@ class ShardKeeper:
         states = self._states()
         if states is None:
             if last:
-                raise CrewError(f"a shard died at the very end. {self.how_to_go_on()}")
+                raise CrewError(f"a shard died at the very end. {self.snapshots.how_to_go_on()}")
             return  # it is about to be restored, from the snapshot before
-        tensors = whole_of(network, self.served.layout.pieces, states)
-        if name := broken(tensors):
-            raise DivergedError(
-                f"{name.removeprefix('model/')} is no longer finite after {progress.low} steps. "
-                f"Try a lower --lr, or a bound on staleness (--max-staleness). {self.last_good()}"
-            )
+        tensors = self.snapshots.whole(network, states, progress)
         self._snapshot = states
-        if self._is_worse() and not last:
-            return
-        about = {"versions": [s.version for s in states], "done": list(progress.beyond)}
-        checkpoint = Checkpoint(
-            step=progress.low,
-            generation=self.served.generation,
-            parts=(Part(tensors=tensors),),
-            meta={
-                "convoy": __version__,
-                "layout": progress.layout,
-                "shares": list(progress.shares),
-                "settings": to_values(self.served.job.settings),
-                "servers": about,
-            },
-        )
-        try:
-            if not self.served.log.flush():  # the records that a checkpoint covers come before it
-                raise CheckpointError("there is no room for the records of a snapshot's steps")
-            write_checkpoint(
-                self.served.log.folder.checkpoints, checkpoint, keep=self.served.job.settings.keep
-            )
-        except CheckpointError as error:
-            if last:
-                raise
-            self.served.observer.say(
-                f"{error}. Training goes on; the servers' snapshot is in memory only",
-                "warning",
-            )
-        else:
-            self.kept = checkpoint
-
-    def _is_worse(self) -> bool:
-        """Whether a snapshot is not worth having beside the one before; says so once."""
-        risen, before = self.served.log.risen, self._has_risen
-        self._has_risen = risen is not None
-        if risen is not None and not before:
-            best, now = risen
-            self.served.observer.say(
-                f"the loss has risen from {best:.3g} to {now:.3g}: no snapshot is written until it "
-                f"is lower again. {self.last_good()}",
-                "warning",
-            )
-        return self._has_risen
+        self.snapshots.write(tensors, [s.version for s in states], progress, last=last)
 
     def _states(self) -> list[ShardState] | None:
         """Of all shards; None if one is dead. One that does not answer is ended."""
@@ -339,29 +288,18 @@ class ShardKeeper:
         for actor in [*(s.actor for s in self.shards), *(m.actor for m in waiting)]:
             ray.kill(actor)
 
-    def last_good(self) -> str:
-        """Which snapshot there is to go back to, in words."""
-        if self.kept is None:
-            return "There is no snapshot yet: start again"
-        return (
-            f"The last good snapshot is that of step {self.kept.step}: go on from it with a lower "
-            f"--lr and --resume {self.served.log.folder.path}"
-        )
-
-    def how_to_go_on(self) -> str:
-        """What a user can do when the run has ended too early."""
-        if self.kept is None:
-            return "There is no snapshot yet: start the run again"
-        return f"Go on from the newest snapshot with --resume {self.served.log.folder.path}"
-
     def _succeed(self, former: ShardHandle, successor: ShardHandle) -> None:
         """Have everybody turn to a shard's successor."""
         successor.incarnation = former.incarnation + 1
         self.shards[former.index] = successor
+        self._introduce(successor)
+        self.tell()
+
+    def _introduce(self, successor: ShardHandle) -> None:
+        """Have its gate know who is at work, where the gate waits for them."""
         if self.served.terms.bound is not None:
             at_work = ray.get(self.coordinator.at_work.remote(), timeout=ANSWER_S)
             successor.actor.join.remote(list(at_work))
-        self.tell()
 
     def _start(self, index: int, state: ShardState, home: int, actor: Any = None) -> ShardHandle:
         node_id = self.served.places[home].node_id
@@ -387,6 +325,6 @@ class ShardKeeper:
         places = self.served.places
         ranks = [r for r, place in enumerate(places) if place.node_id in alive]
         if not ranks:
-            raise CrewError(f"no machine that takes part is left. {self.how_to_go_on()}")
+            raise CrewError(f"no machine that takes part is left. {self.snapshots.how_to_go_on()}")
         ranks = [r for r in ranks if places[r].node_id != but] or ranks
         return rank if rank in ranks else ranks[0]
