@@ -4,11 +4,14 @@
     ├── UsageError             the request cannot be carried out as it was put (exit status 2)
     │   ├── UnknownNameError   a network, data set, strategy, option ... that does not exist
     │   ├── ClusterError       a cluster file, or machines that are not as it says
-    │   └── ProfileError       measured figures that cannot be read, or are of something else
+    │   ├── ProfileError       measured figures that cannot be read, or are of something else
+    │   └── ManifestError      exported models that cannot be read, or do not fit one another
     ├── DataError              a file of a data set is missing, truncated or wrong
     ├── CheckpointError        nothing valid to resume from, or it cannot be written
     ├── DivergedError          a loss that is no longer a finite number
     ├── CrewError              ranks that cannot start, meet or go on
+    ├── ServerError            a server of a split network that cannot start, or refuses for good
+    ├── CodecError             what came over the wire is not what it was said to be
     └── LabError               an emulated cluster that cannot be built, changed or reached
 
 Every message names the thing, says what was expected and what to do next.
@@ -47,6 +50,10 @@ class ProfileError(UsageError):
     """A profile that cannot be read, or was taken of something else."""
 
 
+class ManifestError(UsageError):
+    """Exported models, or what is written about them, that cannot be read or do not fit."""
+
+
 class DataError(ConvoyError):
     """A data set's files are missing, truncated or inconsistent."""
 
@@ -79,6 +86,14 @@ def describe_unknown(kind: str, name: str, known: Iterable[str], hint: str = "")
     else:
         offer = f"Known: {', '.join(known)}."
     return f"unknown {kind} {name!r}. {offer}" + (f" {hint}" if hint else "")
+
+
+class ServerError(ConvoyError):
+    """A server of a split network cannot start, or refuses this client for good."""
+
+
+class CodecError(ConvoyError):
+    """What came over the wire is damaged, or not what it was said to be."""
 
 
 class LabError(ConvoyError):
