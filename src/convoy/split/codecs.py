@@ -158,10 +158,9 @@ def decompressed(name: str, payload: bytes, size: int) -> bytes:
 
 def _halved(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Two values below 16 in each byte, the first in its upper half."""
-    if len(values) % 2:
-        values = np.append(values, np.uint8(0))
-    packed: NDArray[np.uint8] = (values[::2] << 4) | values[1::2]
-    return packed
+    pairs = np.zeros((len(values) + 1) // 2 * 2, np.uint8)
+    pairs[: len(values)] = values
+    return (pairs[::2] << 4) | pairs[1::2]
 
 
 def _check_length(name: str, found: int, expected: int) -> None:
