@@ -160,7 +160,8 @@ def _halved(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Two values below 16 in each byte, the first in its upper half."""
     pairs = np.zeros((len(values) + 1) // 2 * 2, np.uint8)
     pairs[: len(values)] = values
-    return (pairs[::2] << 4) | pairs[1::2]
+    packed: NDArray[np.uint8] = np.bitwise_or(np.left_shift(pairs[::2], np.uint8(4)), pairs[1::2])
+    return packed
 
 
 def _check_length(name: str, found: int, expected: int) -> None:
