@@ -6,6 +6,7 @@ Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from convoy.errors import ConvoyError, UsageError
 from convoy.runtime.memory import collector_paused
@@ -14,8 +15,12 @@ from convoy.runtime.memory import collector_paused
 def main() -> None:
     """Run the command line; errors become one readable paragraph and an exit status."""
     try:
+        if sys.argv[1:2] == ["split"]:  # edge machines may have neither torch nor Ray
+            from convoy.cli.split import app as split
+
+            split(args=sys.argv[2:], prog_name="convoy split")
         with collector_paused():
-            from convoy.cli.app import app  # torch and Ray with it
+            app = _app()
         app()
     except UsageError as error:
         _fail(error, 2)
@@ -23,6 +28,20 @@ def main() -> None:
         _fail(error, 1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _app() -> Any:
+    """All verbs; torch and Ray come with them."""
+    try:
+        from convoy.cli.app import app
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("convoy"):
+            raise
+        raise UsageError(
+            f"this installation lacks {error.name}: pip install 'convoy-cnn[train]' (only `convoy "
+            "split run` and `convoy split serve` do without)"
+        ) from None
+    return app
 
 
 def _fail(error: ConvoyError, status: int) -> None:
