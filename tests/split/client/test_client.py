@@ -24,6 +24,10 @@ from .. import toy
 from .played_cloud import PlayedCloud
 
 
+PATIENT: dict[str, Any] = {"deadline_s": 30, "linger_s": 30}
+"""A busy computer is to change nothing."""
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
@@ -64,7 +68,7 @@ def test_every_way_computes_the_network(
     async def run() -> list[Result]:
         async with (
             cloud.up() as server,
-            AsyncClient(exported, server, way=way, batch_size=batch_size, deadline_s=30) as client,
+            AsyncClient(exported, server, way=way, batch_size=batch_size, **PATIENT) as client,
         ):
             return [result async for result in client.stream(pixels)]
 
@@ -127,7 +131,7 @@ def test_a_cloud_that_falls_silent_costs_no_image(exported: Path) -> None:
     check(results, pixels)
     where = [r.where for r in results]
     assert where[:15] == ["relu/float32"] * 15
-    assert where[30:40] == ["edge"] * 10
+    assert where[22:36] == ["edge"] * 14
     assert where[-5:] == ["relu/float32"] * 5
     assert client.summary.fallbacks > 0
     assert client.summary.outages == 1
@@ -139,7 +143,7 @@ def test_a_server_that_is_killed_and_comes_again(exported: Path) -> None:
     cloud = PlayedCloud(exported)
 
     async def run() -> list[Result]:
-        first = cloud.up()
+        first, again = cloud.up(), cloud.up()
         server = await first.__aenter__()
         async with AsyncClient(exported, server, way="relu/float32", deadline_s=20) as client:
 
@@ -148,14 +152,15 @@ def test_a_server_that_is_killed_and_comes_again(exported: Path) -> None:
                     if number == 20:
                         await first.__aexit__(None, None, None)
                     if number == 50:
-                        again = cloud.up()
                         await again.__aenter__()
                         while not any("is back" in text for text in client.notices):
                             await asyncio.sleep(0.02)
                     await asyncio.sleep(0.002)
                     yield picture
 
-            return [result async for result in client.stream(slowly())]
+            results = [result async for result in client.stream(slowly())]
+        await again.__aexit__(None, None, None)
+        return results
 
     results = in_loop(run)
     check(results, pixels)

@@ -20,7 +20,7 @@ SMALL_BYTES = 4_096
 """Requests up to this size tell the round trip, and nothing else."""
 LEAST_S = 1e-6
 NEW = 0.5
-"""How much a new figure counts against those before."""
+"""How much a new figure counts against those before, on a scale of ratios."""
 RTT_RISE = 1.1
 """By which factor per sample the shortest round trip is forgotten, where longer ones come."""
 
@@ -57,7 +57,7 @@ class LinkMeter:
         if self._bytes >= LEAST_BYTES:
             rate = self._bytes / self._seconds
             before = self.bandwidth_bytes_s
-            self.bandwidth_bytes_s = rate if before is None else before + NEW * (rate - before)
+            self.bandwidth_bytes_s = rate if before is None else before * (rate / before) ** NEW
             self._bytes = self._seconds = 0.0
             self.measured = answered
 
