@@ -23,8 +23,7 @@ from convoy.split.client.sources import open_source
 from .. import toy
 from .played_cloud import PlayedCloud
 
-
-PATIENT: dict[str, Any] = {"deadline_s": 30, "linger_s": 30}
+PATIENT: dict[str, Any] = {"connect_s": 30, "deadline_s": 30, "linger_s": 30}
 """A busy computer is to change nothing."""
 
 
@@ -96,7 +95,7 @@ def test_results_come_in_order_though_answers_do_not(exported: Path) -> None:
     async def run() -> list[Result]:
         async with (
             cloud.up() as server,
-            AsyncClient(exported, server, way="picture/uint8", deadline_s=5) as client,
+            AsyncClient(exported, server, way="picture/uint8", **PATIENT) as client,
         ):
             return [result async for result in client.stream(pixels)]
 
@@ -111,7 +110,7 @@ def test_a_cloud_that_falls_silent_costs_no_image(exported: Path) -> None:
     async def run() -> tuple[list[Result], AsyncClient]:
         async with (
             cloud.up() as server,
-            AsyncClient(exported, server, way="relu/float32", deadline_s=1) as client,
+            AsyncClient(exported, server, way="relu/float32", connect_s=30, deadline_s=3) as client,
         ):
 
             async def slowly() -> Any:
@@ -145,7 +144,7 @@ def test_a_server_that_is_killed_and_comes_again(exported: Path) -> None:
     async def run() -> list[Result]:
         first, again = cloud.up(), cloud.up()
         server = await first.__aenter__()
-        async with AsyncClient(exported, server, way="relu/float32", deadline_s=20) as client:
+        async with AsyncClient(exported, server, way="relu/float32", **PATIENT) as client:
 
             async def slowly() -> Any:
                 for number, picture in enumerate(pixels):
@@ -175,7 +174,7 @@ def test_a_server_with_too_much_to_do_is_asked_again(exported: Path) -> None:
     async def run() -> tuple[list[Result], AsyncClient]:
         async with (
             cloud.up() as server,
-            AsyncClient(exported, server, way="relu/float32", deadline_s=30) as client,
+            AsyncClient(exported, server, way="relu/float32", **PATIENT) as client,
         ):
             cloud.refuses = grpc.StatusCode.RESOURCE_EXHAUSTED
             results = [result async for result in client.stream(pixels)]
@@ -194,7 +193,7 @@ def test_an_answer_of_another_shape_is_no_result(exported: Path) -> None:
     async def run() -> list[Result]:
         async with (
             cloud.up() as server,
-            AsyncClient(exported, server, way="relu/float32") as client,
+            AsyncClient(exported, server, way="relu/float32", **PATIENT) as client,
         ):
             return [result async for result in client.stream(pixels)]
 

@@ -61,7 +61,7 @@ class AsyncClient:
         self.ways = open_ways(Path(folder), self.options)
         self.cloud: Cloud | None = None
         if transport is not None:
-            self.cloud = Cloud(transport, self.options.deadline_s, self.notices.append)
+            self.cloud = Cloud(transport, self.notices.append)
         meter = self.cloud.meter if self.cloud else LinkMeter()
         self.chooser = Chooser(ways=self.ways.all, options=self.options, meter=meter)
         self._edge = ThreadPoolExecutor(1, thread_name_prefix="edge")

@@ -23,8 +23,6 @@ from convoy.split.codecs import FloatArray
 from convoy.split.messages import answer_of, request
 from convoy.split.probes import padded
 
-CONNECT_S = 2.0
-"""How long the server is waited for at the start; after that the edge begins alone."""
 STALE_S = 1.0
 """After so long without a request that tells of the bandwidth, it is measured by a probe."""
 PROBE_BYTES = (1 << 13, 1 << 18)
@@ -36,10 +34,11 @@ PROBE_S = (0.004, 0.04)
 class Cloud:
     """One server."""
 
-    def __init__(self, transport: Transport, deadline_s: float, say: Callable[[str], None]) -> None:
+    def __init__(self, transport: Transport, say: Callable[[str], None]) -> None:
         self.meter, self.breaker = LinkMeter(), Breaker()
         self.sent_bytes = self.outages = 0
-        self._transport, self._deadline_s, self._say = transport, deadline_s, say
+        self._transport, self._say = transport, say
+        self._deadline_s = transport.options.deadline_s
         self._outage = asyncio.Event()
         self._probe_bytes = PROBE_BYTES[0]
         self._tasks: set[asyncio.Task[None]] = set()
@@ -55,18 +54,18 @@ class Cloud:
         Raises:
             ServerError: it refuses this client, or does not have what these ways ask of it.
         """
-        transport = self._transport
+        transport, patience_s = self._transport, self._transport.options.connect_s
         transport.connect()
         self._start(self._watch_link())
-        if not await transport.is_ready(CONNECT_S):
+        if not await transport.is_ready(patience_s):
             await transport.explain()
             self._give_up("it does not answer")
             return
         for way in ways:
             if way.address is not None:
-                await transport.check(way.address.model, way.address.version, CONNECT_S)
+                await transport.check(way.address.model, way.address.version, patience_s)
         began = time.perf_counter()
-        if await transport.is_ready(CONNECT_S):
+        if await transport.is_ready(patience_s):
             self.meter.note(0, began, time.perf_counter(), 0.0)
 
     async def ask(

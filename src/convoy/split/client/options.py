@@ -25,6 +25,8 @@ class Options:
     """How long an incomplete batch waits for more images."""
     deadline_s: float = 0.4
     """How long a batch may be away; then the edge computes it."""
+    connect_s: float = 2.0
+    """How long the server is waited for at the start; then the edge begins alone."""
     way: str | None = None
     """The only way to be used, `pool2/uint8` say; the edge still computes what fails."""
     fallback: bool = True
@@ -46,8 +48,9 @@ class Options:
             )
         if not 1 <= self.batch_size <= 4096:
             raise UsageError(f"batch size {self.batch_size}: expected 1 to 4096")
-        if not (math.isfinite(self.deadline_s) and self.deadline_s > 0):
-            raise UsageError(f"deadline {self.deadline_s:g} s: expected more than 0")
+        for what, seconds in (("deadline", self.deadline_s), ("patience", self.connect_s)):
+            if not (math.isfinite(seconds) and seconds > 0):
+                raise UsageError(f"{what} {seconds:g} s: expected more than 0")
         if self.accuracy_within < 0:
             raise UsageError(f"accuracy within {self.accuracy_within:g} points: expected 0 or more")
         if (self.cert is None) != (self.key is None):
