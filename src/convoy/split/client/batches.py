@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from convoy.split.pictures import Pixels, fitted, fitted_pixels, read_picture
 
 AHEAD = 2
 """Batches' worth of images that are read before they are asked for."""
+ROOM_POLL_S = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,32 +70,24 @@ class Batch:
 async def batches_of(
     images: Any, by: Preprocessing, size: int, linger_s: float
 ) -> AsyncGenerator[Batch]:
-    """Images in batches of `size`, or of those that have come when the first has waited enough."""
-    async with contextlib.aclosing(_items(images, by, AHEAD * size)) as coming:
-        items: list[Item] = []
-        ended = False
-        following: asyncio.Task[Item] | None = None
-        try:
-            while not ended:
-                following = following or asyncio.ensure_future(anext(coming))
-                left = items[0].came + linger_s - time.perf_counter() if items else None
-                if left is None or left > 0 or following.done():
-                    await asyncio.wait({following}, timeout=left)
-                if following.done():
-                    try:
-                        items.append(following.result())
-                    except StopAsyncIteration:
-                        ended = True
-                    following = None
-                    if len(items) < size and not ended:
-                        continue
-                if items:
-                    yield _together(items, by)
-                    items = []
-        finally:
-            if following is not None:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
+    """Images in batches of `size`, or of those that have come when the first has waited enough.
+
+    An ordinary iterable is read in a thread of its own, a few batches ahead.
+    """
+    inbox = _Inbox(size, AHEAD * size)
+    reading: asyncio.Task[None] | None = None
+    if hasattr(images, "__aiter__"):
+        reading = asyncio.ensure_future(inbox.read_async(images, by))
+    else:
+        threading.Thread(target=inbox.read, args=(images, by), name="source", daemon=True).start()
+    try:
+        while items := await inbox.take(linger_s):
+            yield _together(items, by)
+    finally:
+        inbox.stop()
+        if reading is not None:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
 
 def _together(items: list[Item], by: Preprocessing) -> Batch:
@@ -102,48 +96,92 @@ def _together(items: list[Item], by: Preprocessing) -> Batch:
     return Batch(items, np.stack(found) if found else empty)
 
 
-async def _items(images: Any, by: Preprocessing, room: int) -> AsyncGenerator[Item]:
-    """Images as they come; an ordinary iterable is read in a thread of its own."""
-    if hasattr(images, "__aiter__"):
-        index = 0
-        async for image in images:
-            yield await asyncio.to_thread(_read, index, image, by)
-            index += 1
-        return
-    loop, coming = asyncio.get_running_loop(), asyncio.Queue[Any]()
-    places, stopped = threading.Semaphore(room), threading.Event()
+class _Inbox:
+    """Where a source puts images, and an event loop takes batches.
 
-    def hand_over(what: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants it any more
-            loop.call_soon_threadsafe(coming.put_nowait, what)
+    The loop is woken by a batch's first image and by its last, not by each.
+    """
 
-    def read() -> None:
+    def __init__(self, size: int, room: int) -> None:
+        self._size, self._room = size, room
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._lock = threading.Condition()
+        self._items: deque[Item] = deque()
+        self._ended = self._stopped = False
+        self._error: Exception | None = None
+
+    def read(self, images: Any, by: Preprocessing) -> None:
+        """Put in all images, in a thread that may wait."""
         try:
-            for item in _read_all(images, by):
-                places.acquire()
-                if stopped.is_set():
-                    return
-                hand_over(item)
+            for index, image in enumerate(images):
+                item = _read(index, image, by)
+                with self._lock:
+                    self._lock.wait_for(lambda: len(self._items) < self._room or self._stopped)
+                    if self._stopped:
+                        return
+                    wakes = self._add(item)
+                if wakes:
+                    self._wake()
         except Exception as error:
-            hand_over(error)
-        else:
-            hand_over(None)
+            self._error = error
+        self._ended = True
+        self._wake()
 
-    threading.Thread(target=read, name="source", daemon=True).start()
-    try:
-        while (item := await coming.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            places.release()
-            yield item
-    finally:
-        stopped.set()
-        places.release()
+    async def read_async(self, images: Any, by: Preprocessing) -> None:
+        """Put in all images of an async iterable; those that need work are read in a thread."""
+        index = 0
+        try:
+            async for image in images:
+                if isinstance(image, np.ndarray):
+                    item = _read(index, image, by)
+                else:
+                    item = await asyncio.to_thread(_read, index, image, by)
+                with self._lock:
+                    self._add(item)
+                self._changed.set()
+                index += 1
+                while len(self._items) >= self._room:
+                    await asyncio.sleep(ROOM_POLL_S)
+        except Exception as error:
+            self._error = error
+        self._ended = True
+        self._changed.set()
 
+    async def take(self, linger_s: float) -> list[Item]:
+        """The next batch's images; none at the end. Raises what the source raised."""
+        while True:
+            self._changed.clear()
+            with self._lock:
+                waited_s = time.perf_counter() - self._items[0].came if self._items else 0.0
+                is_due = len(self._items) >= self._size or waited_s >= linger_s or self._ended
+                if self._items and is_due:
+                    count = min(self._size, len(self._items))
+                    taken = [self._items.popleft() for _ in range(count)]
+                    self._lock.notify()
+                    return taken
+                left = linger_s - waited_s if self._items else None
+            if self._ended and not self._items:
+                if self._error is not None:
+                    raise self._error
+                return []
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)
 
-def _read_all(images: Any, by: Preprocessing) -> Iterator[Item]:
-    for index, image in enumerate(images):
-        yield _read(index, image, by)
+    def stop(self) -> None:
+        """Nobody takes anything any more."""
+        with self._lock:
+            self._stopped = True
+            self._lock.notify()
+
+    def _add(self, item: Item) -> bool:
+        """Whether the loop has to know."""
+        self._items.append(item)
+        return len(self._items) in (1, self._size)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants it any more
+            self._loop.call_soon_threadsafe(self._changed.set)
 
 
 def _read(index: int, image: Any, by: Preprocessing) -> Item:
