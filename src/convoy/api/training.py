@@ -34,6 +34,7 @@ from convoy.runtime.run_folder import (
     open_run_folder,
     read_settings,
 )
+from convoy.runtime.weights import read_weights
 from convoy.state import Tensors
 from convoy.strategies import UNPLANNED, make_strategy
 
@@ -98,6 +99,7 @@ def train(
         strategy=strategy_of(settings),
         network=thing_of(network, settings.network, "network"),
         dataset=thing_of(dataset, settings.data, "dataset"),
+        weights=read_weights(settings),
     )
     watching = observer or LogObserver()
     if torchrun.is_present():
