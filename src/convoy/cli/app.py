@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from convoy.cli import lab
+from convoy.cli import lab, split
 from convoy.cli.compare import compare
 from convoy.cli.doctor import doctor
 from convoy.cli.evaluate import evaluate
@@ -33,6 +33,7 @@ app.command()(plan)
 app.command()(compare)
 app.command()(simulate)
 app.add_typer(lab.app)
+app.add_typer(split.app)
 
 
 def _version(asked: bool) -> None:

@@ -1,0 +1,1 @@
+"""A network cut in two, between an edge client and a cloud."""
