@@ -31,7 +31,7 @@ def draw_narrowing(narrowed: Mapping[str, Any], path: Path) -> Path:
     filters = [row["filters"] for row in rows]
     way = "trained from first weights" if narrowed["from_scratch"] else "fine-tuned"
     axes.plot(filters, [row["accuracy"] for row in rows], "o-", color="#3b6fb6", label=way)
-    axes.set_xlabel(f"filters before {narrowed['cut']}")
+    axes.set_xlabel(f"filters before {narrowed['cut']}", parse_math=False)
     axes.set_ylabel("test accuracy")
     axes.set_xlim(left=0)
     axes.legend(loc="lower right", frameon=False)
