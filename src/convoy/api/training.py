@@ -34,6 +34,7 @@ from convoy.runtime.run_folder import (
     open_run_folder,
     read_settings,
 )
+from convoy.runtime.weights import read_weights
 from convoy.state import Tensors
 from convoy.strategies import UNPLANNED, make_strategy
 
@@ -98,6 +99,7 @@ def train(
         strategy=strategy_of(settings),
         network=thing_of(network, settings.network, "network"),
         dataset=thing_of(dataset, settings.data, "dataset"),
+        weights=read_weights(settings),
     )
     watching = observer or LogObserver()
     if torchrun.is_present():
@@ -135,7 +137,7 @@ def evaluate(
     """
     folder = open_run_folder(Path(run))
     settings = read_settings(folder)
-    tensors, shape, classes = _trained(folder)
+    tensors, shape, classes = trained_network(folder)
     data = open_dataset(
         thing_of(dataset, settings.data, "dataset"),
         data_dir=Path(data_dir) if data_dir else settings.data_dir,
@@ -180,8 +182,12 @@ def evaluate(
     )
 
 
-def _trained(folder: RunFolder) -> tuple[Tensors, tuple[int, ...], int]:
-    """The network's tensors that a run left, its image shape and its number of classes."""
+def trained_network(folder: RunFolder) -> tuple[Tensors, tuple[int, ...], int]:
+    """The network's tensors that a run left, its image shape and its number of classes.
+
+    Raises:
+        CheckpointError: the run has not finished, or what it left is damaged.
+    """
     if not folder.model.is_file():
         raise CheckpointError(
             f"{folder.path} has no model.safetensors: the run did not finish. Go on with it: "

@@ -11,12 +11,15 @@ from typing import Any
 from convoy.errors import ConvoyError, UsageError
 from convoy.runtime.memory import collector_paused
 
+LIGHT = (["run"], ["serve"])
+"""Verbs of `convoy split` for machines that may have neither torch nor Ray."""
+
 
 def main() -> None:
     """Run the command line; errors become one readable paragraph and an exit status."""
     try:
-        if sys.argv[1:2] == ["split"]:  # edge machines may have neither torch nor Ray
-            from convoy.cli.split import app as split
+        if sys.argv[1:2] == ["split"] and sys.argv[2:3] in LIGHT:
+            from convoy.cli.split.light import app as split
 
             split(args=sys.argv[2:], prog_name="convoy split")
         with collector_paused():

@@ -1,0 +1,10 @@
+"""All verbs of `convoy split`."""
+
+from __future__ import annotations
+
+from convoy.cli.split.light import app
+from convoy.cli.split.narrow import narrow
+
+app.command()(narrow)
+
+__all__ = ["app"]
