@@ -21,7 +21,15 @@ from convoy.split import sessions
 from convoy.split.client.options import Options
 from convoy.split.client.results import EDGE
 from convoy.split.codecs import FloatArray, feature_codec
-from convoy.split.manifest import CutEntry, Manifest, Preprocessing, Variant, load, read_model
+from convoy.split.manifest import (
+    CutEntry,
+    Manifest,
+    ModelFile,
+    Preprocessing,
+    Variant,
+    load,
+    read_model,
+)
 from convoy.split.messages import PLAIN, Address
 from convoy.split.pictures import Pixels, normalised, picture_codec
 
@@ -38,8 +46,10 @@ class Way:
     name: str
     variant: Variant
     accuracy: float | None
+    here: ModelFile | None = None
+    """The part that is computed here; None: nothing is."""
     session: sessions.Session | None = None
-    """Of the part that is computed here."""
+    """Of that, once it is loaded."""
     codec: Any = None
     address: Address | None = None
     """Whom to ask; None: nobody."""
@@ -107,6 +117,17 @@ class Ways:
             raise UnknownNameError("way", name, known)
         return known[name]
 
+    def load(self, folder: Path, threads: int) -> None:
+        """Load what the edge computes. Raises ManifestError."""
+        loaded: dict[str, sessions.Session] = {}
+        for way in self.all:
+            if way.here is not None:
+                file = way.here.file
+                if file not in loaded:
+                    model = read_model(folder, way.here)
+                    loaded[file] = sessions.load(model, file, threads=threads)
+                way.session = loaded[file]
+
     def time(self, batch_size: int) -> None:
         """Measure on this machine what each way takes of it, for such batches."""
         by = self.preprocessing
@@ -140,24 +161,22 @@ def open_ways(folder: Path, options: Options) -> Ways:
             "preprocessing in its manifest. Export from a run, or write it into manifest.json"
         )
     ways = Ways(manifest=manifest, preprocessing=manifest.preprocessing)
-    for variant in manifest.variants:
-        ways.all += _ways_of(manifest, variant, folder, options)
-    ways.time(options.batch_size)
-    if options.way is not None:
-        ways.named(options.way)
-        return ways
+    ways.all = [way for v in manifest.variants for way in _ways_of(manifest, v)]
     whole = manifest.variants[0].accuracy
-    if whole is not None:
+    if options.way is not None:
+        asked = ways.named(options.way)
+        ways.all = [w for w in ways.all if w is asked or (w.is_edge and w.variant is asked.variant)]
+    elif whole is not None:
         least = whole - options.accuracy_within / 100
         ways.all = [w for w in ways.all if w.accuracy is not None and w.accuracy >= least]
+    ways.load(folder, options.threads)
+    ways.time(options.batch_size)
     return ways
 
 
-def _ways_of(manifest: Manifest, variant: Variant, folder: Path, options: Options) -> Iterator[Way]:
-    threads = options.threads
-    whole = sessions.load(read_model(folder, variant.whole), variant.whole.file, threads=threads)
+def _ways_of(manifest: Manifest, variant: Variant) -> Iterator[Way]:
     suffix = f" {variant.name}" if variant.name else ""
-    yield Way(name=EDGE + suffix, variant=variant, accuracy=variant.accuracy, session=whole)
+    yield Way(name=EDGE + suffix, variant=variant, accuracy=variant.accuracy, here=variant.whole)
     address = Address(
         model=variant.model,
         version=variant.version,
@@ -180,11 +199,10 @@ def _ways_of(manifest: Manifest, variant: Variant, folder: Path, options: Option
             bytes_per_image=facts.bytes_per_image,
         )
     for entry in variant.cuts:
-        yield from _ways_of_cut(variant, entry, folder, threads)
+        yield from _ways_of_cut(variant, entry)
 
 
-def _ways_of_cut(variant: Variant, entry: CutEntry, folder: Path, threads: int) -> Iterator[Way]:
-    half = sessions.load(read_model(folder, entry.edge), entry.edge.file, threads=threads)
+def _ways_of_cut(variant: Variant, entry: CutEntry) -> Iterator[Way]:
     address = Address(
         model=entry.model,
         version=entry.version,
@@ -198,7 +216,7 @@ def _ways_of_cut(variant: Variant, entry: CutEntry, folder: Path, threads: int) 
             name=f"{label}/{facts.name}{suffix}",
             variant=variant,
             accuracy=facts.accuracy,
-            session=half,
+            here=entry.edge,
             codec=feature_codec(
                 facts.name, shape=entry.features.shape, low=entry.low, high=entry.high
             ),
