@@ -14,6 +14,7 @@ from convoy.cli.layers import layers
 from convoy.cli.measure import measure
 from convoy.cli.plan import plan
 from convoy.cli.simulate import simulate
+from convoy.cli.split import app as split
 from convoy.cli.train import train
 from convoy.version import __version__
 
@@ -33,6 +34,7 @@ app.command()(plan)
 app.command()(compare)
 app.command()(simulate)
 app.add_typer(lab.app)
+app.add_typer(split)
 
 
 def _version(asked: bool) -> None:

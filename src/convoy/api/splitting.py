@@ -1,0 +1,132 @@
+"""`convoy.export_split` and `convoy.plan_split`: a network between an edge client and a cloud."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from convoy.api.requests import Network
+from convoy.api.trained import load_trained
+from convoy.datasets import open_dataset
+from convoy.errors import UsageError
+from convoy.split.making.exporting import from_file, from_torch
+from convoy.split.making.folder import ExportSettings, Say, export_networks
+from convoy.split.making.networks import SplitNetwork
+from convoy.split.making.repository import check_vacant
+from convoy.split.manifest import Manifest
+
+
+def export_split(
+    run: str | Path,
+    cuts: Sequence[str],
+    out: str | Path,
+    *,
+    network: Network | None = None,
+    dataset: Any = None,
+    data_dir: str | Path | None = None,
+    accuracy: bool = True,
+    images: int | None = None,
+    say: Say | None = None,
+) -> Manifest:
+    """Write a trained network as ONNX, whole and cut in halves, for an edge client and a server.
+
+    Args:
+        run: a run folder, or an ONNX file from elsewhere.
+        cuts: layers after which to cut, as `pool2`; `pool2:8` is the network that
+            `convoy split narrow` trained with 8 filters there.
+        out: a folder that is not there yet, or is empty.
+        network: needed only where the run was given a network that no name stands for.
+        dataset: what it is calibrated and judged on; the run's own without it. For an ONNX file it
+            has to take images as this data set normalises them.
+        data_dir: where its files lie.
+        accuracy: judge every codec on the test images.
+        images: how many of them; all without it.
+        say: is told what is being done.
+
+    Raises:
+        UsageError: a cut that does not exist, an ONNX file with two inputs, a folder that is not
+            empty, a narrowed network that nobody has trained.
+        ManifestError: halves do not compute what the whole does.
+    """
+    out = Path(out)
+    check_vacant(out)
+    wanted = [_cut_in(text) for text in cuts]
+    if not wanted:
+        raise UsageError("name at least one cut, as --cut pool2")
+    plain = [cut for cut, filters in wanted if filters is None]
+    given = {"network": network, "dataset": dataset, "data_dir": data_dir}
+    networks = [load_network(run, "", plain, **given)]
+    for cut, filters in wanted:
+        if filters is not None:
+            networks.append(_narrowed(Path(run), cut, filters, dataset, data_dir))
+    settings = ExportSettings(out=out, with_accuracy=accuracy, images=images)
+    return export_networks(networks, settings, say or (lambda _: None))
+
+
+def load_network(
+    run: str | Path,
+    variant: str,
+    cuts: Sequence[str] | None,
+    *,
+    network: Network | None = None,
+    dataset: Any = None,
+    data_dir: str | Path | None = None,
+) -> SplitNetwork:
+    """A run's network, or that of an ONNX file, to be cut at `cuts`, or wherever that makes sense.
+
+    Raises:
+        UsageError: as `export_split` does.
+    """
+    path = Path(run)
+    if path.is_file() or path.suffix == ".onnx":
+        graph = from_file(path)
+        data = None if dataset is None else _data_for(path, graph.input.shape, dataset, data_dir)
+        name, reference = path.stem, None
+    else:
+        trained = load_trained(path, network=network, dataset=dataset, data_dir=data_dir)
+        name, reference, data = trained.settings.network, trained.network, trained.data
+        graph = from_torch(reference, data.test.image_shape, name)
+    chosen = graph.offered if cuts is None else [graph.cut(cut) for cut in cuts]
+    return SplitNetwork(
+        variant=variant,
+        name=name,
+        graph=graph,
+        cuts=tuple(dict.fromkeys(chosen)),
+        reference=reference,
+        data=data,
+    )
+
+
+def _data_for(path: Path, shape: tuple[int, ...], dataset: Any, data_dir: Any) -> Any:
+    data = open_dataset(dataset, data_dir=Path(data_dir) if data_dir else None)
+    if data.test.image_shape != shape:
+        raise UsageError(
+            f"{path} takes {'x'.join(map(str, shape))} images; {data.name} has "
+            f"{'x'.join(map(str, data.test.image_shape))}"
+        )
+    return data
+
+
+def _cut_in(text: str) -> tuple[str, int | None]:
+    """A cut, and how many filters there are to be: "pool2:8" or "pool2"."""
+    name, colon, filters = text.rpartition(":")
+    if not colon:
+        return text, None
+    if not name or not filters.isdecimal() or int(filters) < 1:
+        raise UsageError(f"--cut {text}: expected a layer, or layer:filters, as pool2 or pool2:8")
+    return name, int(filters)
+
+
+def _narrowed(
+    run: Path, cut: str, filters: int, dataset: Any, data_dir: str | Path | None
+) -> SplitNetwork:
+    folder = run / "narrow" / cut / f"f{filters}"
+    if not (folder / "model.safetensors").is_file():
+        there = sorted(int(p.name[1:]) for p in folder.parent.glob("f*") if p.name[1:].isdecimal())
+        known = f" (there are: {', '.join(map(str, there))})" if there else ""
+        raise UsageError(
+            f"--cut {cut}:{filters}: {folder} has no trained network with {filters} filters before "
+            f"{cut}{known}. Train it: convoy split narrow {run} --cut {cut} --filters {filters}"
+        )
+    return load_network(folder, f"{cut}:{filters}", [cut], dataset=dataset, data_dir=data_dir)
