@@ -9,9 +9,9 @@ print(result.test_accuracy, result.images_per_s)
 """
 
 from convoy.api.facts import LayerTable, doctor, layers
+from convoy.api.narrowing import narrow
 from convoy.api.planning import compare, measure, plan, simulate
 from convoy.api.requests import resolve_settings
-from convoy.api.splitting import narrow
 from convoy.api.training import Evaluation, evaluate, train
 
 __all__ = [

@@ -1,101 +1,132 @@
-"""`convoy.narrow`."""
+"""`convoy.export_split` and `convoy.plan_split`: a network between an edge client and a cloud."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from convoy.api.requests import thing_of
-from convoy.api.training import evaluate, trained_network
-from convoy.errors import CheckpointError
-from convoy.runtime.run_folder import RunFolder, open_run_folder, read_settings
-from convoy.split.narrow_training import FullRun, NarrowSettings
-from convoy.split.narrowing import Narrowed, narrow_at
-from convoy.split.trainings import Progress, Watch
+from convoy.api.requests import Network
+from convoy.api.trained import load_trained
+from convoy.datasets import open_dataset
+from convoy.errors import UsageError
+from convoy.split.making.exporting import from_file, from_torch
+from convoy.split.making.folder import ExportSettings, Say, export_networks
+from convoy.split.making.networks import SplitNetwork
+from convoy.split.making.repository import check_vacant
+from convoy.split.manifest import Manifest
 
 
-def narrow(
+def export_split(
     run: str | Path,
+    cuts: Sequence[str],
+    out: str | Path,
     *,
-    cut: str,
-    filters: Sequence[int],
-    from_scratch: bool = False,
-    epochs: int | None = None,
-    lr: float | None = None,
-    workers: int = 1,
-    out: str | Path | None = None,
+    network: Network | None = None,
+    dataset: Any = None,
     data_dir: str | Path | None = None,
-    watch: Watch | None = None,
-) -> Narrowed:
-    """Train a run's network with fewer filters before a cut, once for each number of them.
-
-    Each training is a run folder `fN` in `out`, where narrow.json and narrow.png say what came
-    of them. What is trained there already is not trained again, so that the same call goes on
-    after an interruption.
+    accuracy: bool = True,
+    images: int | None = None,
+    say: Say | None = None,
+) -> Manifest:
+    """Write a trained network as ONNX, whole and cut in halves, for an edge client and a server.
 
     Args:
-        run: the folder of a finished run; its settings are those of the trainings.
-        cut: the layer after which the network is to be cut.
-        filters: numbers of filters of the convolution whose maps reach it.
-        from_scratch: begin with first weights; without it the full network is fine-tuned.
-        epochs: of each training; a quarter of the run's without it, all of them from scratch.
-        lr: learning rate; a tenth of the run's without it, all of it from scratch.
-        workers: how many trainings at a time.
-        out: RUN/narrow/CUT without it.
-        data_dir: where data files lie, if not where they did.
-        watch: is told how far each training is.
+        run: a run folder, or an ONNX file from elsewhere.
+        cuts: layers after which to cut, as `pool2`; `pool2:8` is the network that
+            `convoy split narrow` trained with 8 filters there.
+        out: a folder that is not there yet, or is empty.
+        network: needed only where the run was given a network that no name stands for.
+        dataset: what it is calibrated and judged on; the run's own without it. For an ONNX file it
+            has to take images as this data set normalises them.
+        data_dir: where its files lie.
+        accuracy: judge every codec on the test images.
+        images: how many of them; all without it.
+        say: is told what is being done.
 
     Raises:
-        UsageError: the network cannot be narrowed so; says what is in the way.
-        ConvoyError: trainings failed; names them and where they said why.
+        UsageError: a cut that does not exist, an ONNX file with two inputs, a folder that is not
+            empty, a narrowed network that nobody has trained.
+        ManifestError: halves do not compute what the whole does.
     """
-    asked = NarrowSettings(
-        cut=cut,
-        filters=tuple(filters),
-        from_scratch=from_scratch,
-        epochs=epochs,
-        lr=lr,
-        workers=workers,
-        out=Path(out) if out else None,
-        data_dir=Path(data_dir) if data_dir else None,
+    out = Path(out)
+    check_vacant(out)
+    wanted = [_cut_in(text) for text in cuts]
+    if not wanted:
+        raise UsageError("name at least one cut, as --cut pool2")
+    plain = [cut for cut, filters in wanted if filters is None]
+    given = {"network": network, "dataset": dataset, "data_dir": data_dir}
+    networks = [load_network(run, "", plain, **given)]
+    for cut, filters in wanted:
+        if filters is not None:
+            networks.append(_narrowed(Path(run), cut, filters, dataset, data_dir))
+    settings = ExportSettings(out=out, with_accuracy=accuracy, images=images)
+    return export_networks(networks, settings, say or (lambda _: None))
+
+
+def load_network(
+    run: str | Path,
+    variant: str,
+    cuts: Sequence[str] | None,
+    *,
+    network: Network | None = None,
+    dataset: Any = None,
+    data_dir: str | Path | None = None,
+) -> SplitNetwork:
+    """A run's network, or that of an ONNX file, to be cut at `cuts`, or wherever that makes sense.
+
+    Raises:
+        UsageError: as `export_split` does.
+    """
+    path = Path(run)
+    if path.is_file() or path.suffix == ".onnx":
+        graph = from_file(path)
+        data = None if dataset is None else _data_for(path, graph.input.shape, dataset, data_dir)
+        name, reference = path.stem, None
+    else:
+        trained = load_trained(path, network=network, dataset=dataset, data_dir=data_dir)
+        name, reference, data = trained.settings.network, trained.network, trained.data
+        graph = from_torch(reference, data.test.image_shape, name)
+    chosen = graph.offered if cuts is None else [graph.cut(cut) for cut in cuts]
+    return SplitNetwork(
+        variant=variant,
+        name=name,
+        graph=graph,
+        cuts=tuple(dict.fromkeys(chosen)),
+        reference=reference,
+        data=data,
     )
-    full = _full_run(open_run_folder(Path(run)), asked.data_dir)
-    narrowed = narrow_at(full, asked, watch or _nobody)
-    from convoy.report.narrowing import draw_narrowing  # matplotlib takes its time
-
-    draw_narrowing(narrowed.to_dict(), narrowed.folder / "narrow.png")
-    return narrowed
 
 
-def _full_run(folder: RunFolder, data_dir: Path | None) -> FullRun:
-    settings = read_settings(folder)
-    for thing, argument in ((settings.network, "network"), (settings.data, "dataset")):
-        thing_of(None, thing, argument)  # of others no process knows what they are
-    tensors, shape, classes = trained_network(folder)
-    try:
-        result = json.loads(folder.result.read_bytes())
-        accuracy, loss, epochs = (result[k] for k in ("test_accuracy", "test_loss", "epochs"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder.result} cannot be read ({type(error).__name__}: {error}): expected what "
-            "`convoy train` leaves when it is done"
-        ) from None
-    if accuracy is None or loss is None:
-        found = evaluate(folder.path, data_dir=data_dir)
-        accuracy, loss = found.accuracy, found.loss
-    channels, height, width = shape
-    return FullRun(
-        path=folder.path,
-        settings=settings,
-        tensors=tensors,
-        image_shape=(channels, height, width),
-        classes=classes,
-        accuracy=accuracy,
-        loss=loss,
-        epochs=epochs,
-    )
+def _data_for(path: Path, shape: tuple[int, ...], dataset: Any, data_dir: Any) -> Any:
+    data = open_dataset(dataset, data_dir=Path(data_dir) if data_dir else None)
+    if data.test.image_shape != shape:
+        raise UsageError(
+            f"{path} takes {'x'.join(map(str, shape))} images; {data.name} has "
+            f"{'x'.join(map(str, data.test.image_shape))}"
+        )
+    return data
 
 
-def _nobody(progress: Progress) -> None:
-    del progress
+def _cut_in(text: str) -> tuple[str, int | None]:
+    """A cut, and how many filters there are to be: "pool2:8" or "pool2"."""
+    name, colon, filters = text.rpartition(":")
+    if not colon:
+        return text, None
+    if not name or not filters.isdecimal() or int(filters) < 1:
+        raise UsageError(f"--cut {text}: expected a layer, or layer:filters, as pool2 or pool2:8")
+    return name, int(filters)
+
+
+def _narrowed(
+    run: Path, cut: str, filters: int, dataset: Any, data_dir: str | Path | None
+) -> SplitNetwork:
+    folder = run / "narrow" / cut / f"f{filters}"
+    if not (folder / "model.safetensors").is_file():
+        there = sorted(int(p.name[1:]) for p in folder.parent.glob("f*") if p.name[1:].isdecimal())
+        known = f" (there are: {', '.join(map(str, there))})" if there else ""
+        raise UsageError(
+            f"--cut {cut}:{filters}: {folder} has no trained network with {filters} filters before "
+            f"{cut}{known}. Train it: convoy split narrow {run} --cut {cut} --filters {filters}"
+        )
+    return load_network(folder, f"{cut}:{filters}", [cut], dataset=dataset, data_dir=data_dir)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
 
-from convoy import networks
 from convoy.api.requests import (
     Network,
     label_of,
@@ -20,8 +15,7 @@ from convoy.api.requests import (
     strategy_of,
     thing_of,
 )
-from convoy.datasets import open_dataset
-from convoy.errors import CheckpointError, UsageError
+from convoy.api.trained import load_trained
 from convoy.runtime import torchrun
 from convoy.runtime.evaluation import evaluate as judge
 from convoy.runtime.formation import Job
@@ -29,13 +23,7 @@ from convoy.runtime.ingredients import DTYPES, autocast
 from convoy.runtime.observer import LogObserver, Observer
 from convoy.runtime.results import RunResult
 from convoy.runtime.run import run_with_crew
-from convoy.runtime.run_folder import (
-    RunFolder,
-    open_run_folder,
-    read_settings,
-)
 from convoy.runtime.weights import read_weights
-from convoy.state import Tensors
 from convoy.strategies import UNPLANNED, make_strategy
 
 
@@ -135,43 +123,19 @@ def evaluate(
         UsageError: no run there, or a data set of another shape.
         CheckpointError: the run has not finished, or what it left is damaged.
     """
-    folder = open_run_folder(Path(run))
-    settings = read_settings(folder)
-    tensors, shape, classes = trained_network(folder)
-    data = open_dataset(
-        thing_of(dataset, settings.data, "dataset"),
-        data_dir=Path(data_dir) if data_dir else settings.data_dir,
-        seed=settings.seed,
-    )
-    if data.test.image_shape != shape or data.test.num_classes != classes:
-        raise UsageError(
-            f"{folder.path} was trained on {'x'.join(map(str, shape))} images of {classes} "
-            f"classes; {data.name} has {'x'.join(map(str, data.test.image_shape))} and "
-            f"{data.test.num_classes}"
-        )
-    named = thing_of(network, settings.network, "network")
-    dtype = DTYPES[settings.precision]
-    if isinstance(named, nn.Module):
-        model = named
-    else:
-        with torch.random.fork_rng(devices=[]):  # its first weights are nobody's concern
-            model = networks.build(named, input_shape=data.test.image_shape, num_classes=classes)
-    model = model.to(dtype)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UsageError(f"{folder.model} does not fit the network: {error}") from None
+    trained = load_trained(run, network=network, dataset=dataset, data_dir=data_dir)
+    settings, data = trained.settings, trained.data
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sums = judge(
-        model.to(device),
+        trained.network.to(device),
         data,
         range(len(data.test)),
         device=device,
-        dtype=dtype,
+        dtype=DTYPES[settings.precision],
         autocast=lambda: autocast(settings.precision, device),
     )
     return Evaluation(
-        run=str(folder.path),
+        run=str(trained.folder.path),
         network=settings.network,
         dataset=data.name,
         samples=sums.samples,
@@ -180,32 +144,3 @@ def evaluate(
         class_names=list(data.test.class_names),
         confusion=sums.confusion.tolist(),
     )
-
-
-def trained_network(folder: RunFolder) -> tuple[Tensors, tuple[int, ...], int]:
-    """The network's tensors that a run left, its image shape and its number of classes.
-
-    Raises:
-        CheckpointError: the run has not finished, or what it left is damaged.
-    """
-    if not folder.model.is_file():
-        raise CheckpointError(
-            f"{folder.path} has no model.safetensors: the run did not finish. Go on with it: "
-            f"convoy train --resume {folder.path}"
-        )
-    try:
-        tensors = load_file(folder.model)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder.model} cannot be read: {error}. If the run has checkpoints, it is written "
-            f"anew by training on: convoy train --resume {folder.path} with more --epochs"
-        ) from None
-    plan = folder.path / "plan.json"
-    try:
-        content = json.loads(plan.read_text(encoding="utf-8"))
-        return tensors, tuple(content["image_shape"]), int(content["classes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{plan} cannot be read ({type(error).__name__}: {error}): expected the image_shape "
-            "and classes that the run was planned with"
-        ) from None

@@ -163,6 +163,8 @@ class Manifest:
     variants: tuple[Variant, ...]
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
+    calibration_images: int = 0
+    """How many training images settled the ranges of channels."""
     format: int = FORMAT
 
     def __post_init__(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from convoy.cli.split.export import export
 from convoy.cli.split.light import app
 from convoy.cli.split.narrow import narrow
 
 app.command()(narrow)
+app.command()(export)
 
 __all__ = ["app"]
