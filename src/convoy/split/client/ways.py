@@ -29,6 +29,7 @@ from convoy.split.manifest import (
     Variant,
     load,
     read_model,
+    read_samples,
 )
 from convoy.split.messages import PLAIN, Address
 from convoy.split.pictures import Pixels, normalised, picture_codec
@@ -128,12 +129,17 @@ class Ways:
                     loaded[file] = sessions.load(model, file, threads=threads)
                 way.session = loaded[file]
 
-    def time(self, batch_size: int) -> None:
-        """Measure on this machine what each way takes of it, for such batches."""
+    def time(self, batch_size: int, samples: Pixels | None) -> None:
+        """Measure on this machine what each way takes of it, for such batches.
+
+        Args:
+            samples: real pictures; noise, for which codecs take longer, where there are none.
+        """
         by = self.preprocessing
-        draw = np.random.default_rng(0)
-        shape = (batch_size, by.height, by.width, by.channels)
-        pixels = draw.integers(0, 256, shape, np.uint8)
+        if samples is None:
+            shape = (batch_size, by.height, by.width, by.channels)
+            samples = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        pixels = np.resize(samples, (batch_size, *samples.shape[1:]))
         for way in self.all:
             known = way.bytes_per_image  # noise is not what will be sent
             taken = []
@@ -170,7 +176,7 @@ def open_ways(folder: Path, options: Options) -> Ways:
         least = whole - options.accuracy_within / 100
         ways.all = [w for w in ways.all if w.accuracy is not None and w.accuracy >= least]
     ways.load(folder, options.threads)
-    ways.time(options.batch_size)
+    ways.time(options.batch_size, read_samples(folder, manifest))
     return ways
 
 
