@@ -165,6 +165,8 @@ class Manifest:
     preprocessing: Preprocessing | None
     """None: of a network whose pictures nobody has described (an ONNX file from elsewhere)."""
     variants: tuple[Variant, ...]
+    dataset: str = ""
+    """What it was trained on, as it was asked for; "" where nobody knows."""
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
     calibration_images: int = 0

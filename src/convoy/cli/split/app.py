@@ -5,8 +5,10 @@ from __future__ import annotations
 from convoy.cli.split.export import export
 from convoy.cli.split.light import app
 from convoy.cli.split.narrow import narrow
+from convoy.cli.split.privacy import privacy
 
 app.command()(narrow)
 app.command()(export)
+app.command()(privacy)
 
 __all__ = ["app"]

@@ -154,6 +154,10 @@ class Cloud:
         """Whether it came through."""
         (least, most), (short_s, long_s) = PROBE_BYTES, PROBE_S
         began = time.perf_counter()
+        if not await self._transport.is_live(padded(0), self._deadline_s):
+            return False
+        self.meter.note(0, began, time.perf_counter(), 0.0)
+        began = time.perf_counter()
         if not await self._transport.is_live(padded(self._probe_bytes), self._deadline_s):
             self._probe_bytes = max(least, self._probe_bytes // 4)
             return False

@@ -18,7 +18,8 @@ LEAST_BYTES = 8_192
 """Fewer say little of a link: buffers and token buckets let them pass at once."""
 SMALL_BYTES = 4_096
 """Requests up to this size tell the round trip, and nothing else."""
-LEAST_S = 1e-6
+LEAST_S = 5e-5
+"""Clocks and loops are no finer: a link that is faster than they can tell seems no faster."""
 NEW = 0.5
 """How much a new figure counts against those before, on a scale of ratios."""
 RTT_RISE = 1.1

@@ -87,6 +87,7 @@ def export_networks(
             output=full.graph.output,
             preprocessing=full.preprocessing,
             variants=tuple(_variant(network, folder, settings, say) for network in networks),
+            dataset=full.data.name if full.data is not None else "",
             versions=_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             calibration_images=_calibration_images(full),
