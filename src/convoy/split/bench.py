@@ -20,12 +20,19 @@ from typing import Any
 import numpy as np
 
 from convoy.cluster import Cluster, format_bandwidth, parse_cluster
-from convoy.errors import LabError, ServerError
+from convoy.errors import LabError, ServerError, UnknownNameError
 from convoy.lab import Lab, emulated
+from convoy.split.costs import Candidate, Link, cost
+from convoy.split.foreseen import candidates_of_folder
 from convoy.split.measuring import MODES
 from convoy.split.pictures import Pixels
+from convoy.split.planning import Place, at_places
 
 EDGE, CLOUD = "edge", "cloud"
+LATENCY_S = 5e-5
+"""Of an emulated link, one way."""
+Foreseen = dict[int, dict[str, Candidate]]
+"""By batch size and way."""
 ANSWER_S = 60.0
 LATEST_S = 240.0
 """A measurement that takes longer is given up."""
@@ -75,6 +82,7 @@ def bench(
     pictures: Pixels,
     settings: Sequence[Setting],
     ways: Sequence[str],
+    foreseen: Foreseen,
     *,
     seconds: float,
     name: str,
@@ -85,6 +93,7 @@ def bench(
     Args:
         folder: what `convoy split export` made.
         pictures: uint8 [n, height, width, channels]: real ones, since codecs depend on them.
+        foreseen: what the plan is made of, see `foreseen_beside`.
         seconds: of each measurement.
         name: the lab's.
         watch: is told each row as it comes.
@@ -104,9 +113,58 @@ def bench(
                     lab.set_bandwidth(EDGE, CLOUD, setting.bandwidth_bit_s)
                     for way in ways:
                         row = _measured(lab, folder, file, server, setting, way, seconds)
+                        row |= _beside(foreseen[setting.batch_size][way], setting)
                         rows.append(row)
                         watch(setting, row)
     return rows
+
+
+def foreseen_beside(
+    folder: Path, pictures: Pixels, settings: Sequence[Setting], ways: Sequence[str] | None
+) -> Foreseen:
+    """What the plan foresees is made of: every way's times on this machine, by batch size."""
+    found: Foreseen = {}
+    for size in dict.fromkeys(setting.batch_size for setting in settings):
+        candidates = {c.name: c for c in candidates_of_folder(folder, pictures, size)}
+        for name in ways or ():
+            if name not in candidates:
+                raise UnknownNameError("way", name, candidates)
+        found[size] = candidates
+    return found
+
+
+def _beside(candidate: Candidate, setting: Setting) -> dict[str, float]:
+    """What was foreseen of a way in a setting."""
+    edge = Place(name=EDGE, cores=setting.edge_cpus)
+    there = at_places(candidate, edge, Place(name=CLOUD, cores=1.0))
+    link = Link(bandwidth_bit_s=setting.bandwidth_bit_s, latency_s=LATENCY_S)
+    cost_ = cost(there, link, setting.batch_size)
+    is_synchronous = setting.mode == "synchronous"
+    pace = cost_.synchronous_images_per_s if is_synchronous else cost_.images_per_s
+    return {"foreseen_images_per_s": pace, "foreseen_latency_s": cost_.latency_s}
+
+
+def judged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By setting: which way is best, which one the plan takes, and what that is worth."""
+    keys = ("bandwidth_bit_s", "edge_cpus", "batch_size", "mode")
+    found = []
+    for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
+        these = [row for row in rows if tuple(row[k] for k in keys) == key]
+        best = max(these, key=lambda row: row["images_per_s"])
+        chosen = max(these, key=lambda row: row["foreseen_images_per_s"])
+        errors = [abs(r["foreseen_images_per_s"] / r["images_per_s"] - 1) for r in these]
+        found.append(
+            dict(zip(keys, key, strict=True))
+            | {
+                "best": best["way"],
+                "images_per_s": best["images_per_s"],
+                "chosen": chosen["way"],
+                "chosen_of_best": chosen["images_per_s"] / best["images_per_s"],
+                "mean_error": sum(errors) / len(errors),
+                "largest_error": max(errors),
+            }
+        )
+    return found
 
 
 @contextmanager
