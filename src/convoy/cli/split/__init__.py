@@ -8,12 +8,14 @@ from __future__ import annotations
 import typer
 
 from convoy.cli.split.export import export
+from convoy.cli.split.plan import plan
 
 app = typer.Typer(
     name="split",
     no_args_is_help=True,
     help="Cut a network between an edge client and a cloud, where it pays.",
 )
+app.command()(plan)
 app.command()(export)
 
 
