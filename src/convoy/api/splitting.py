@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from convoy.api.requests import Network
 from convoy.api.trained import load_trained
+from convoy.cluster import load_cluster
 from convoy.datasets import open_dataset
 from convoy.errors import UsageError
+from convoy.split.costs import Wish
+from convoy.split.making.candidates import Trial, candidates_of
 from convoy.split.making.exporting import from_file, from_torch
 from convoy.split.making.folder import ExportSettings, Say, export_networks
 from convoy.split.making.networks import SplitNetwork
 from convoy.split.making.repository import check_vacant
 from convoy.split.manifest import Manifest
+from convoy.split.planning import SplitPlan, at_places, link_between, place
 
 
 def export_split(
@@ -130,3 +135,80 @@ def _narrowed(
             f"{cut}{known}. Train it: convoy split narrow {run} --cut {cut} --filters {filters}"
         )
     return load_network(folder, f"{cut}:{filters}", [cut], dataset=dataset, data_dir=data_dir)
+
+
+def plan_split(
+    run: str | Path,
+    *,
+    edge: str,
+    cloud: str,
+    cluster: str | Path | None = None,
+    bandwidth: str | None = None,
+    latency: str | None = None,
+    batch_size: int = 1,
+    objective: str = "latency",
+    accuracy_within: float = 1.0,
+    cuts: Sequence[str] | None = None,
+    network: Network | None = None,
+    dataset: Any = None,
+    data_dir: str | Path | None = None,
+    accuracy: bool = True,
+    images: int = 1000,
+    say: Say | None = None,
+) -> SplitPlan:
+    """What every way of having images recognised between an edge and a cloud would cost.
+
+    Halves and codecs are measured on this machine, with one thread, and their times multiplied by
+    what the machines are slower.
+
+    Args:
+        run: a run folder, or an ONNX file from elsewhere.
+        edge, cloud: machines of the cluster file; without one, how many cores each has.
+        cluster: a cluster file.
+        bandwidth, latency: of the link, in place of the file's.
+        batch_size: images of a request.
+        objective: latency, throughput, bytes or privacy.
+        accuracy_within: points below the full network that will do.
+        cuts: the only ones to look at; without them all at which a layer ends.
+        network, dataset, data_dir: as for `export_split`.
+        accuracy: judge every codec on test images.
+        images: how many of them, evenly spread.
+        say: is told what is being measured.
+
+    Raises:
+        UsageError: a machine or cut that does not exist, a link that carries nothing, an ONNX file
+            with two inputs.
+    """
+    described = load_cluster(cluster) if cluster else None
+    here, there = place(edge, "--edge", described), place(cloud, "--cloud", described)
+    link = link_between(edge, cloud, described, bandwidth, latency)
+    wish = Wish(objective=objective, count=batch_size, accuracy_within=accuracy_within)
+    tell = say or (lambda _: None)
+    full = load_network(run, "", cuts, network=network, dataset=dataset, data_dir=data_dir)
+    networks = [full]
+    for cut, filters in _trained_narrow(Path(run)):
+        if cuts is None or cut in cuts:
+            networks.append(_narrowed(Path(run), cut, filters, dataset, data_dir))
+    trial = Trial(batch_size=batch_size, with_accuracy=accuracy, images=images)
+    measured = [c for each in networks for c in candidates_of(each, trial, tell)]
+    judged = min(images, len(full.data.test)) if full.data and accuracy else None
+    return SplitPlan(
+        network=full.name,
+        dataset=full.data.name if full.data else None,
+        edge=here,
+        cloud=there,
+        link=link,
+        wish=replace(wish, accuracy=measured[0].accuracy),
+        candidates=tuple(at_places(candidate, here, there) for candidate in measured),
+        judged_images=judged,
+    )
+
+
+def _trained_narrow(run: Path) -> list[tuple[str, int]]:
+    """Cuts and numbers of filters for which `run` has narrowed networks that are trained."""
+    found = [
+        (path.parent.parent.name, int(path.parent.name[1:]))
+        for path in run.glob("narrow/*/f*/model.safetensors")
+        if path.parent.name[1:].isdecimal()
+    ]
+    return sorted(found)

@@ -19,9 +19,7 @@ def draw_split_bench(rows: Sequence[dict[str, Any]], path: Path) -> None:
     ways = list(dict.fromkeys(row["way"] for row in rows))
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(
-        figsize=(4.2 * columns, (0.9 + 0.2 * len(ways)) * lines), layout="constrained"
-    )
+    figure = Figure(figsize=(4.2 * columns, (0.9 + 0.2 * len(ways)) * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for place in axes[len(panels) :]:
         place.set_axis_off()
@@ -31,7 +29,9 @@ def draw_split_bench(rows: Sequence[dict[str, Any]], path: Path) -> None:
         marks = [these[way]["foreseen_images_per_s"] if way in these else 0.0 for way in ways]
         at = range(len(ways))
         place.barh(at, values, color="#5b8db8", label="measured")
-        place.plot(marks, at, "|", color="#b03030", markersize=9, markeredgewidth=2, label="foreseen")
+        place.plot(
+            marks, at, "|", color="#b03030", markersize=9, markeredgewidth=2, label="foreseen"
+        )
         place.set_xscale("log")
         place.set_yticks(list(at), ways if number % columns == 0 else [""] * len(ways), fontsize=7)
         place.invert_yaxis()

@@ -9,7 +9,7 @@ import numpy as np
 
 from convoy.split import sessions
 from convoy.split.client.options import Options
-from convoy.split.client.ways import Way, Ways, open_ways
+from convoy.split.client.ways import Way, open_ways
 from convoy.split.costs import LOCAL, PICTURE, SPLIT, Candidate, Curve
 from convoy.split.making.timing import median_s, sizes_for
 from convoy.split.manifest import read_model
@@ -39,7 +39,7 @@ def candidates_of_folder(folder: Path, pictures: Pixels, batch_size: int) -> Ite
                 payload = way.prepare(pixels, ways.preprocessing)
                 assert isinstance(payload, bytes)
                 sent.append(float(len(payload)))
-                cloud_s.append(_cloud_s(way, ways, folder, payload, size))
+                cloud_s.append(_cloud_s(way, folder, payload, size))
         yield Candidate(
             name=way.name,
             kind=LOCAL if way.is_edge else SPLIT if way.entry else PICTURE,
@@ -56,7 +56,7 @@ def candidates_of_folder(folder: Path, pictures: Pixels, batch_size: int) -> Ite
         )
 
 
-def _cloud_s(way: Way, ways: Ways, folder: Path, payload: bytes, count: int) -> float:
+def _cloud_s(way: Way, folder: Path, payload: bytes, count: int) -> float:
     """Decoding and computing what was sent."""
     file = way.entry.cloud if way.entry else way.variant.whole
     session = sessions.load(read_model(folder, file), file.file)

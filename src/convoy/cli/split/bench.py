@@ -45,8 +45,8 @@ def bench(
     """
     try:
         from convoy import lab
-        from convoy.split.bench import foreseen_beside, judged, settings_of
         from convoy.split.bench import bench as measured
+        from convoy.split.bench import foreseen_beside, judged, settings_of
         from convoy.split.manifest import load, read_samples
     except ModuleNotFoundError as error:
         raise LabError(

@@ -35,14 +35,29 @@ class Checker:
             images = self.images[:count]
             with torch.inference_mode():
                 expected = network(torch.from_numpy(images)).numpy()
-            self._compare(f"{self.name} as ONNX", "torch", self.whole(images), expected)
+            what = f"{self.name} as ONNX"
+            self._compare(what, "torch", self._run(what, images, self.whole), expected)
 
     def check_halves(self, cut: str, edge: Session, cloud: Session) -> None:
         """Raise ManifestError unless both halves together compute what the whole does."""
         for count in BATCHES:
             images = self.images[:count]
-            found = cloud(edge(images))
-            self._compare(f"{self.name} cut at {cut}", "the whole", found, self.whole(images))
+            expected = self._run(self.name, images, self.whole)
+            what = f"{self.name} cut at {cut}"
+            self._compare(what, "the whole", self._run(what, images, edge, cloud), expected)
+
+    def _run(self, what: str, images: FloatArray, *parts: Session) -> FloatArray:
+        """What `parts`, one after the other, make of some images."""
+        values = images
+        try:
+            for part in parts:
+                values = part(values)
+        except Exception as error:  # ONNX Runtime's errors have no common base
+            raise ManifestError(
+                f"{what} cannot take a batch of {len(images)}: {error}. Expected a network that "
+                "takes batches of any size"
+            ) from None
+        return values
 
     def _compare(self, what: str, reference: str, found: FloatArray, expected: FloatArray) -> None:
         if found.shape != expected.shape:

@@ -17,7 +17,8 @@ from typing import Any
 import onnx
 import onnx.utils
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from convoy.errors import UsageError
 from convoy.split.making.graph_cuts import BATCH, Graph, GraphCut, graph_of
@@ -35,7 +36,7 @@ def from_torch(network: nn.Module, image_shape: tuple[int, ...], name: str) -> G
     Raises:
         UsageError: torch.onnx cannot follow its forward pass.
     """
-    judged = copy.deepcopy(network).to("cpu", torch.float32).eval()
+    judged = _exportable(copy.deepcopy(network).to("cpu", torch.float32).eval())
     batch = {0: torch.export.Dim(BATCH)}
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
@@ -63,6 +64,33 @@ def from_torch(network: nn.Module, image_shape: tuple[int, ...], name: str) -> G
         quiet.setLevel(level)
     assert program is not None, "with dynamo there is a program"
     return graph_of(program.model_proto, name)
+
+
+class ScaledAverage(nn.Module):
+    """Average pooling by a divisor that is not the window's size: the average, and a factor.
+
+    torch's exporter passes over `divisor_override`, and the file computes something else.
+    """
+
+    def __init__(self, pool: nn.AvgPool2d) -> None:
+        super().__init__()
+        assert pool.divisor_override is not None
+        kernel = pool.kernel_size
+        self.kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        self.stride, self.padding = pool.stride, pool.padding
+        self.factor = self.kernel[0] * self.kernel[1] / pool.divisor_override
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.kernel, self.stride, self.padding) * self.factor
+
+
+def _exportable(network: nn.Module) -> nn.Module:
+    """`network` with modules that the exporter gets wrong replaced by ones that it gets right."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.AvgPool2d) and child.divisor_override and not child.ceil_mode:
+                setattr(module, name, ScaledAverage(child))
+    return network
 
 
 def from_file(path: Path) -> Graph:

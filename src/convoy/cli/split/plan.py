@@ -1,0 +1,136 @@
+"""`convoy split plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.table import Table
+from typer import Argument, Option
+
+from convoy.cli.console import console, plain, print_json, stdout_for
+
+SHOWN = 15
+
+
+def plan(
+    run: Annotated[Path, Argument(help="The run folder of a finished run, or an ONNX file.")],
+    edge: Annotated[str, Option(help="A machine of the cluster file; without one, its cores.")],
+    cloud: Annotated[str, Option(help="Likewise.")],
+    cluster: Annotated[Path | None, Option(help="Cluster file.")] = None,
+    bandwidth: Annotated[str | None, Option(help="Of the link, as '10 Mbit/s'.")] = None,
+    latency: Annotated[str | None, Option(help="One way, as '5 ms'; 0.1 ms without it.")] = None,
+    batch_size: Annotated[int, Option(help="Images in a request.", min=1)] = 1,
+    objective: Annotated[
+        str, Option("--for", help="latency, throughput, bytes or privacy.")
+    ] = "latency",
+    accuracy_within: Annotated[
+        float, Option(help="Points below the full network's accuracy that will do.", min=0.0)
+    ] = 1.0,
+    cut: Annotated[str | None, Option(help="The only cuts to look at, as pool1,pool2.")] = None,
+    data: Annotated[
+        str | None, Option(help="Another data set to judge on; the run's own without it.")
+    ] = None,
+    data_dir: Annotated[Path | None, Option(help="Where data files lie.")] = None,
+    accuracy: Annotated[bool, Option(help="Judge every codec on test images.")] = True,
+    images: Annotated[int, Option(help="Test images to judge by.", min=1)] = 1000,
+    picture: Annotated[Path | None, Option(help="Draw it, as plan.png.")] = None,
+    all_rows: Annotated[bool, Option("--all", help="Every way, not only the best.")] = False,
+    json: Annotated[bool, Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Predict what every cut, every picture codec and the edge alone would cost; choose one."""
+    from convoy.api.splitting import plan_split  # stands on torch and onnx
+
+    output = console(as_json=json)
+    with stdout_for(as_json=json), output.status("reading") as status:
+        found = plan_split(
+            run,
+            edge=edge,
+            cloud=cloud,
+            cluster=cluster,
+            bandwidth=bandwidth,
+            latency=latency,
+            batch_size=batch_size,
+            objective=objective,
+            accuracy_within=accuracy_within,
+            cuts=[name.strip() for name in cut.split(",")] if cut else None,
+            dataset=data,
+            data_dir=data_dir,
+            accuracy=accuracy,
+            images=images,
+            say=lambda text: status.update(plain(text)),
+        ).to_dict()
+    if picture is not None:
+        from convoy.report.split import draw_split  # matplotlib takes its time
+
+        draw_split(found, picture)
+    if json:
+        print_json(found)
+        return
+    good = [row for row in found["rows"] if row["refused"] is None]
+    bad = [row for row in found["rows"] if row["refused"] is not None]
+    output.print(_table(found, good[: None if all_rows else SHOWN], len(good)))
+    if bad:
+        output.print(_refused(bad[: None if all_rows else SHOWN], len(bad)))
+    output.print(f"[bold]{plain(found['verdict'])}[/]")
+    judged = found["judged_images"]
+    output.print(
+        f"accuracies are those of {judged:,} test images"
+        if judged
+        else "no accuracy was measured: nothing is left out for it"
+    )
+    if picture is not None:
+        output.print(f"{plain(str(picture))} is the picture")
+
+
+def _table(plan: Mapping[str, Any], rows: list[dict[str, Any]], count: int) -> Table:
+    batch = plan["batch_size"]
+    table = Table(
+        title=f"{plain(plan['network'])}, {plain(plan['edge']['name'])} and "
+        f"{plain(plan['cloud']['name'])} at {plan['link']['bandwidth_bit_s'] / 1e6:g} Mbit/s, "
+        f"batch of {batch}, by {plan['objective']}",
+        caption=f"{count - len(rows)} more with --all" if count > len(rows) else None,
+        header_style="bold",
+        padding=(0, 0, 0, 1),
+    )
+    table.add_column("way", no_wrap=True)
+    for name in ("edge ms", "bytes/image", "transfer", "cloud", "latency", "one image"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("images/s", justify="right", no_wrap=True)
+    table.add_column("bound by", no_wrap=True)
+    table.add_column("accuracy", justify="right", no_wrap=True)
+    for row in rows:
+        times = ("edge_s", "transfer_s", "cloud_s", "latency_s", "single_latency_s")
+        edge, transfer, cloud, latency, single = (f"{row[key] * 1e3:,.2f}" for key in times)
+        table.add_row(
+            plain(row["name"]),
+            edge,
+            f"{row['sent_bytes'] / batch:,.0f}",
+            transfer,
+            cloud,
+            latency,
+            single,
+            f"{row['images_per_s']:,.0f}",
+            row["bottleneck"],
+            _percent(row["accuracy"]),
+        )
+    return table
+
+
+def _refused(rows: list[dict[str, Any]], count: int) -> Table:
+    table = Table(
+        title="left out",
+        caption=f"{count - len(rows)} more with --all" if count > len(rows) else None,
+        header_style="bold",
+    )
+    table.add_column("way", no_wrap=True)
+    table.add_column("accuracy", justify="right")
+    table.add_column("why")
+    for row in rows:
+        table.add_row(plain(row["name"]), _percent(row["accuracy"]), row["refused"])
+    return table
+
+
+def _percent(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"{accuracy:.2%}"

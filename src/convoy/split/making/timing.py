@@ -1,0 +1,98 @@
+"""What a network's parts take on this machine, with one thread: medians, at two batch sizes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convoy.split.codecs import Codec, FloatArray
+from convoy.split.costs import Curve
+from convoy.split.making.images import pixels_of
+from convoy.split.making.measuring import picture_codecs
+from convoy.split.manifest import Preprocessing
+from convoy.split.sessions import Session
+
+LEAST_RUNS, MOST_RUNS = 3, 50
+ENOUGH_S = 0.2
+"""Of runs, beyond the least number of them."""
+PATIENCE_S = 2.0
+"""After this long even fewer than the least number of runs will do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecTimes:
+    """What sending something takes at either end, and how much there is to send."""
+
+    encode_s: Curve
+    decode_s: Curve
+    sent_bytes: Curve
+
+
+def median_s(work: Callable[[], Any]) -> float:
+    """Seconds of one of several runs, after one that does not count."""
+    work()
+    times: list[float] = []
+    begun = time.perf_counter()
+    while len(times) < MOST_RUNS:
+        start = time.perf_counter()
+        work()
+        now = time.perf_counter()
+        times.append(now - start)
+        spent = now - begun
+        if spent > (ENOUGH_S if len(times) >= LEAST_RUNS else PATIENCE_S):
+            break
+    return statistics.median(times)
+
+
+def sizes_for(batch_size: int) -> tuple[int, ...]:
+    """Batch sizes to measure at: one image, and what is asked about."""
+    return (1, batch_size) if batch_size > 1 else (1,)
+
+
+def session_times(session: Session, images: FloatArray, sizes: Sequence[int]) -> Curve:
+    """Of a model by batch size; `images` are at least as many as the largest."""
+    values = tuple(median_s(lambda n=n: session(images[:n])) for n in sizes)  # type: ignore[misc]
+    return Curve(sizes=tuple(sizes), values=values)
+
+
+def feature_times(
+    codecs: Mapping[str, Codec], features: FloatArray, sizes: Sequence[int]
+) -> dict[str, CodecTimes]:
+    """Of every codec of a cut's features."""
+    return {name: _codec_times(codec, features, sizes) for name, codec in codecs.items()}
+
+
+def picture_times(
+    preprocessing: Preprocessing | None,
+    plain: Codec,
+    images: FloatArray,
+    sizes: Sequence[int],
+) -> dict[str, CodecTimes]:
+    """Of every codec of pictures, float32 among them."""
+    found = {plain.name: _codec_times(plain, images, sizes)}
+    if preprocessing is not None:
+        pixels = pixels_of(images, preprocessing)
+        for name, codec in picture_codecs(preprocessing).items():
+            found[name] = _codec_times(codec, pixels, sizes)
+    return found
+
+
+def _codec_times(codec: Codec, batch: Any, sizes: Sequence[int]) -> CodecTimes:
+    encode, decode, sent = [], [], []
+    for size in sizes:
+        part = batch[:size]
+        payload = codec.encode(part)
+        sent.append(float(len(payload)))
+        encode.append(median_s(lambda part=part: codec.encode(part)))  # type: ignore[misc]
+        decode.append(
+            median_s(lambda payload=payload, size=size: codec.decode(payload, size))  # type: ignore[misc]
+        )
+    at = tuple(sizes)
+    return CodecTimes(
+        encode_s=Curve(sizes=at, values=tuple(encode)),
+        decode_s=Curve(sizes=at, values=tuple(decode)),
+        sent_bytes=Curve(sizes=at, values=tuple(sent)),
+    )

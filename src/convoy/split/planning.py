@@ -1,0 +1,249 @@
+"""What `convoy split plan` says: ways by what is wanted of them, and where the choice changes.
+
+Pure: it is given what was measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from convoy.cluster import Cluster, format_bandwidth, parse_bandwidth, parse_duration
+from convoy.errors import ClusterError, UsageError
+from convoy.split.costs import (
+    LOCAL,
+    PICTURE,
+    Candidate,
+    Cost,
+    Link,
+    Ranking,
+    Wish,
+    choices,
+    cost,
+    rank,
+)
+
+BANDWIDTHS = tuple(10 ** (6 + step / 20) for step in range(61))
+"""From 1 Mbit/s to 1 Gbit/s, twenty to a factor of ten."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a half is computed."""
+
+    name: str
+    cores: float
+    speed: float = 1.0
+    """Of one of its cores, relative to this machine's."""
+
+    @property
+    def factor(self) -> float:
+        """By which times of one thread on this machine are to be multiplied."""
+        return 1 / (min(1.0, self.cores) * self.speed)
+
+
+def place(text: str, option: str, cluster: Cluster | None) -> Place:
+    """The machine of that name, or, without a cluster, one with so many cores.
+
+    More than one core counts as one: what was measured is a single thread. A machine that is
+    `like` another is as fast as its `speed` says.
+
+    Raises:
+        UsageError: there is none; says what was expected.
+    """
+    if cluster is not None:
+        machine = cluster.machine(text)
+        return Place(name=text, cores=machine.cpus, speed=cluster.reference(text)[1])
+    try:
+        cores = float(text)
+    except ValueError:
+        cores = 0.0
+    if not 0 < cores < math.inf:
+        raise UsageError(
+            f"{option} {text}: expected cores above 0, as 0.25 or 1; or, with --cluster FILE, a "
+            "machine of that file"
+        )
+    return Place(name=f"{cores:g} core{'s' * (cores != 1)}", cores=cores)
+
+
+def link_between(
+    edge: str, cloud: str, cluster: Cluster | None, bandwidth: str | None, latency: str | None
+) -> Link:
+    """What joins the two: the cluster file's link, or one of these figures, which win.
+
+    Raises:
+        UsageError: nothing says how fast it is, or it carries nothing.
+    """
+    if cluster is None and bandwidth is None:
+        raise UsageError(
+            "say what joins edge and cloud: --cluster FILE, or --bandwidth '10 Mbit/s' and "
+            "--latency '5 ms'"
+        )
+    found = cluster.link(edge, cloud) if cluster else None
+    try:
+        bandwidth_bit_s = found.bandwidth_bit_s if found else 0.0
+        if bandwidth is not None:
+            bandwidth_bit_s = parse_bandwidth(bandwidth)
+    except ClusterError as error:
+        raise UsageError(
+            f"--bandwidth: {error}. Over a link that carries nothing everything is computed on the "
+            "edge"
+        ) from None
+    try:
+        latency_s = found.latency_s if found else 1e-4
+        if latency is not None:
+            latency_s = parse_duration(latency)
+    except ClusterError as error:
+        raise UsageError(f"--latency: {error}") from None
+    return Link(bandwidth_bit_s=bandwidth_bit_s, latency_s=latency_s)
+
+
+def at_places(candidate: Candidate, edge: Place, cloud: Place) -> Candidate:
+    """What was measured with one thread here, as it would be there."""
+    return replace(
+        candidate,
+        edge_s=candidate.edge_s.times(edge.factor),
+        cloud_s=candidate.cloud_s.times(cloud.factor),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitPlan:
+    """Every way there is, for two machines, a link and a wish."""
+
+    network: str
+    dataset: str | None
+    edge: Place
+    cloud: Place
+    link: Link
+    wish: Wish
+    candidates: tuple[Candidate, ...]
+    judged_images: int | None
+    """How many test images accuracies were measured on; None: they were not."""
+
+    @property
+    def ranking(self) -> Ranking:
+        """Best first, those that are too inaccurate apart."""
+        return rank(self.candidates, self.link, self.wish)
+
+    def cost(self, candidate: Candidate) -> Cost:
+        """Of a batch."""
+        return cost(candidate, self.link, self.wish.count)
+
+    def row(self, candidate: Candidate, reason: str | None) -> dict[str, Any]:
+        """As `convoy split plan --json` prints it."""
+        about = ("name", "kind", "variant", "cut", "codec", "accuracy", "depth")
+        single = cost(candidate, self.link, 1)
+        return (
+            {name: getattr(candidate, name) for name in about}
+            | asdict(self.cost(candidate))
+            | {"single_latency_s": single.latency_s, "refused": reason}
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All ways, best first, then those that will not do."""
+        found = self.ranking
+        return [self.row(candidate, None) for candidate in found.best] + [
+            self.row(candidate, reason) for candidate, reason in found.refused
+        ]
+
+    def over_bandwidth(self) -> list[dict[str, Any]]:
+        """What would be chosen from 1 Mbit/s to 1 Gbit/s."""
+        if not self.ranking.best:
+            return []
+        rows = []
+        for bandwidth, chosen in choices(self.candidates, self.link, self.wish, BANDWIDTHS):
+            link = replace(self.link, bandwidth_bit_s=bandwidth)
+            figures = asdict(cost(chosen, link, self.wish.count))
+            rows.append({"bandwidth_bit_s": bandwidth, "name": chosen.name} | figures)
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `convoy split plan --json` prints it."""
+        return {
+            "network": self.network,
+            "dataset": self.dataset,
+            "edge": asdict(self.edge),
+            "cloud": asdict(self.cloud),
+            "link": asdict(self.link),
+            "batch_size": self.wish.count,
+            "objective": self.wish.objective,
+            "accuracy": self.wish.accuracy,
+            "accuracy_within": self.wish.accuracy_within,
+            "judged_images": self.judged_images,
+            "rows": self.rows(),
+            "chosen": 0 if self.ranking.best else None,
+            "verdict": self.verdict(),
+            "over_bandwidth": self.over_bandwidth(),
+        }
+
+    def verdict(self) -> str:
+        """The choice in words, beside what else one would think of."""
+        best = self.ranking.best
+        if not best:
+            return (
+                f"Nothing is within {self.wish.accuracy_within:g} points of the full network; "
+                "allow more with --accuracy-within."
+            )
+        chosen = best[0]
+        found = self.cost(chosen)
+        doing = {
+            LOCAL: f"Compute {chosen.name}.",
+            PICTURE: f"Compute all in the cloud: send the {chosen.name}.",
+        }.get(chosen.kind, f"Cut at {chosen.name}.")
+        figures = f"{_rate(found.images_per_s)} images/s one batch after another"
+        if self.wish.count > 1:
+            figures += f", {found.latency_s * 1e3:,.1f} ms for a batch of {self.wish.count}"
+        else:
+            figures += f", {found.latency_s * 1e3:,.1f} ms for one image"
+        figures += f"; the {found.bottleneck} is the bottleneck."
+        said = [doing, figures, *self._beside(chosen, best), *self._changes()]
+        return " ".join(said)
+
+    def _beside(self, chosen: Candidate, best: Sequence[Candidate]) -> list[str]:
+        """The choice in proportion to the plainest other ways."""
+        others = {
+            "all on the edge": [c for c in best if c.kind == LOCAL],
+            "the best picture": [c for c in best if c.kind == PICTURE],
+            "the best cut": [c for c in best if c.cut is not None],
+        }
+        said = []
+        for what, candidates in others.items():
+            if candidates and candidates[0].kind != chosen.kind:
+                said.append(f"{what} ({candidates[0].name}) {self._against(candidates[0])}")
+        return [f"Beside it: {'; '.join(said)}."] if said else []
+
+    def _against(self, other: Candidate) -> str:
+        found = self.cost(other)
+        if self.wish.objective == "throughput":
+            return f"gives {_rate(found.images_per_s)} images/s"
+        if self.wish.objective == "latency":
+            return f"takes {found.latency_s * 1e3:,.1f} ms"
+        return f"sends {found.sent_bytes / self.wish.count:,.0f} bytes an image"
+
+    def _changes(self) -> list[str]:
+        """Where the choice changes with the link."""
+        rows = self.over_bandwidth()
+        changes = [
+            (after["bandwidth_bit_s"], after["name"])
+            for before, after in itertools.pairwise(rows)
+            if before["name"] != after["name"]
+        ]
+        if not changes:
+            return ["From 1 Mbit/s to 1 Gbit/s that is so."]
+        parts = [f"up to {_about(changes[0][0])} {rows[0]['name']}"]
+        parts += [f"from there {name}" if n == 0 else f"from {_about(at)} {name}"
+                  for n, (at, name) in enumerate(changes)]  # fmt: skip
+        return [f"Over other links: {', '.join(parts)}."]
+
+
+def _rate(images_per_s: float) -> str:
+    return f"{images_per_s:,.0f}" if images_per_s >= 10 else f"{images_per_s:.2g}"
+
+
+def _about(bandwidth_bit_s: float) -> str:
+    digits = 1 - math.floor(math.log10(bandwidth_bit_s))
+    return format_bandwidth(round(bandwidth_bit_s, digits))
