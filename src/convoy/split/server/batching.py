@@ -91,6 +91,11 @@ class Batcher:
         computed: Computed = await future
         return computed
 
+    def hurry(self) -> None:
+        """Wait for no others from now on."""
+        self.window_s = 0
+        self._consider()
+
     def _consider(self) -> None:
         """Begin a batch, or have another look once the first request's time is over."""
         if self._timer is not None:

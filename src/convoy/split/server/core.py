@@ -101,7 +101,7 @@ class Core:
         self._stays: set[asyncio.Task[object]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._batchers = {
+        self.batchers = {
             id(model): Batcher(
                 model.session,
                 pool,
@@ -113,8 +113,11 @@ class Core:
         }
 
     def set_ready(self, ready: bool) -> None:
-        """Take requests from now on, or none."""
+        """Take requests from now on, or none; those that wait for others wait no longer then."""
         self.is_ready = ready
+        if not ready:
+            for batcher in self.batchers.values():
+                batcher.hurry()
         self.metrics.ready.set(ready)
 
     async def idle(self) -> None:
@@ -215,7 +218,7 @@ class Core:
         rows = await self.off_loop(parcel.decoded_bytes, decode, parcel)
         visit.decoding_s = perf_counter() - began
 
-        computed = await self._batchers[id(model)](rows, lambda: visit.is_wanted)
+        computed = await self.batchers[id(model)](rows, lambda: visit.is_wanted)
         visit.queue_s, visit.computing_s = computed.queue_s, computed.computing_s
         server_s = perf_counter() - visit.arrived
         answer = Answer(question=question, model=model, rows=computed.rows, server_s=server_s)

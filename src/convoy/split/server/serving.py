@@ -123,7 +123,7 @@ class Server:
         self.core.set_ready(False)
         self.log("info", "draining", in_flight=self.core.in_flight)
         try:
-            async with asyncio.timeout(self.options.drain_s):
+            async with asyncio.timeout(max(self.options.drain_s - LAST_WORDS_S, 0)):
                 await self.core.idle()
         except TimeoutError:
             pass
@@ -136,7 +136,10 @@ class Server:
         front = HttpFront(self.core, self.metrics)
         # auto_decompress: what unpacks is not bounded; the front refuses what is packed.
         self._http = web.AppRunner(
-            front.application(), access_log=None, auto_decompress=False, shutdown_timeout=0.0
+            front.application(),
+            access_log=None,
+            auto_decompress=False,
+            shutdown_timeout=LAST_WORDS_S,
         )
         await self._http.setup()
         try:
