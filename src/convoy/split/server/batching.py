@@ -45,6 +45,15 @@ class Waiting:
     is_wanted: Callable[[], bool]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What a thread made of a batch: an answer, or what went wrong, for each."""
+
+    results: list[FloatArray | Exception]
+    began: float
+    seconds: float
+
+
 class Batcher:
     """One model's queue. It belongs to an event loop, and computes in threads, one batch at a time.
 
@@ -112,9 +121,8 @@ class Batcher:
         if not batch:
             return
         self._is_running = True
-        began = perf_counter()
         done = loop.run_in_executor(self.pool, self._compute, batch)
-        done.add_done_callback(lambda done: self._deliver(batch, began, done))
+        done.add_done_callback(lambda done: self._deliver(batch, done))
 
     def _take(self) -> list[Waiting]:
         """The next batch, in order of arrival."""
@@ -125,6 +133,8 @@ class Batcher:
         ):
             first = self._waiting.popleft()
             self._images -= len(first.rows)
+            if first.future.done():  # given up
+                continue
             if first.is_wanted():
                 batch.append(first)
                 images += len(first.rows)
@@ -133,8 +143,14 @@ class Batcher:
                 first.future.set_exception(gone)
         return batch
 
-    def _compute(self, batch: Sequence[Waiting]) -> list[FloatArray | Exception]:
-        """In a thread: an answer, or what went wrong, for each."""
+    def _compute(self, batch: Sequence[Waiting]) -> Outcome:
+        """In a thread."""
+        began = perf_counter()
+        results = self._results(batch)
+        return Outcome(results=results, began=began, seconds=perf_counter() - began)
+
+    def _results(self, batch: Sequence[Waiting]) -> list[FloatArray | Exception]:
+        """An answer, or what went wrong, for each."""
         if len(batch) == 1:
             return [self._alone(batch[0].rows)]
         try:
@@ -156,23 +172,18 @@ class Batcher:
         except Exception as error:
             return error
 
-    def _deliver(
-        self,
-        batch: Sequence[Waiting],
-        began: float,
-        done: asyncio.Future[list[FloatArray | Exception]],
-    ) -> None:
+    def _deliver(self, batch: Sequence[Waiting], done: asyncio.Future[Outcome]) -> None:
         self._is_running = False
-        computing_s = perf_counter() - began
-        error = done.exception()
-        results = [error] * len(batch) if error is not None else done.result()
-        for one, result in zip(batch, results, strict=True):
+        if done.cancelled():  # the server has ended, and nobody waits
+            return
+        outcome = done.result()
+        for one, result in zip(batch, outcome.results, strict=True):
             if one.future.done():
                 continue
-            if isinstance(result, BaseException):
+            if isinstance(result, Exception):
                 one.future.set_exception(result)
             else:
-                queue_s = began - one.since
+                queue_s, computing_s = outcome.began - one.since, outcome.seconds
                 one.future.set_result(
                     Computed(rows=result, queue_s=queue_s, computing_s=computing_s)
                 )

@@ -124,6 +124,11 @@ class Core:
         """Return once no request is here."""
         await self._idle.wait()
 
+    def abandon(self) -> None:
+        """Answer no request that is here; those who wait are told."""
+        for stay in self._stays:
+            stay.cancel()
+
     async def serve(
         self,
         protocol: str,
@@ -156,8 +161,12 @@ class Core:
         stay.add_done_callback(self._leave)
         try:
             return await asyncio.shield(stay)
-        except asyncio.CancelledError:  # the client has gone; threads may still be at work for it
-            visit.is_wanted = False
+        except asyncio.CancelledError:
+            if stay.cancelled():
+                raise RefusedError(
+                    Status.UNAVAILABLE, "this server ended before it had an answer: try another"
+                ) from None
+            visit.is_wanted = False  # the client has gone; threads may still be at work for it
             raise
 
     def _admit(self) -> None:
@@ -193,7 +202,7 @@ class Core:
             self._end(visit, refusal)
             raise
         except asyncio.CancelledError:
-            self._end(visit, RefusedError(Status.CANCELLED, "the server ended first"))
+            self._end(visit, RefusedError(Status.UNAVAILABLE, "the server ended first"))
             raise
         except Exception as error:
             told = self.unforeseen(error)

@@ -26,7 +26,7 @@ from convoy.split.server.security import SecurityOptions, addresses_of, prepare
 
 LEAST_MESSAGE_BYTES = 1024
 LAST_WORDS_S = 0.5
-"""For connections to close, once everything has been answered."""
+"""For connections to close, once everything has been answered or given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,8 @@ class Server:
         except TimeoutError:
             pass
         unanswered = self.core.in_flight
-        await self._close(0 if unanswered else LAST_WORDS_S)
+        self.core.abandon()
+        await self._close(LAST_WORDS_S)
         self.log("warning" if unanswered else "info", "ended", unanswered=unanswered)
         return unanswered
 
