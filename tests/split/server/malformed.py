@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import struct
 from collections.abc import Callable
@@ -62,12 +63,18 @@ def word(draw: Draw) -> str:
     return known if draw.random() < 0.7 else known + chr(int(draw.integers(1, 0xD000))) * 300
 
 
-def flipped(draw: Draw, data: bytes) -> bytes:
-    """With a few bytes changed."""
+def flipped(draw: Draw, data: bytes, within: int | None = None) -> bytes:
+    """With a few bytes changed, of the first `within`."""
     changed = bytearray(data)
-    for at in draw.integers(0, len(data), 4):
+    for at in draw.integers(0, within or len(data), 4):
         changed[at] = int(draw.integers(0, 256))
     return bytes(changed)
+
+
+def damaged(draw: Draw) -> bytes:
+    """A message with bytes changed that are not the tensor's, which may be any."""
+    data = one(draw).SerializeToString()
+    return flipped(draw, data, len(data) - 4 * math.prod(tiny.PICTURE))
 
 
 def cut(draw: Draw, data: bytes) -> bytes:
@@ -106,7 +113,7 @@ def contents(draw: Draw) -> bytes:
 def not_finite(draw: Draw) -> bytes:
     message = one(draw)
     values = np.frombuffer(message.raw_input_contents[0], np.float32).copy()
-    values[draw.integers(0, len(values))] = draw.choice([np.nan, np.inf, -np.inf, 3e38])
+    values[draw.integers(0, len(values))] = draw.choice([np.nan, np.inf, -np.inf])
     message.raw_input_contents[0] = values.tobytes()
     return bytes(message.SerializeToString())
 
@@ -193,7 +200,7 @@ def bad_http(draw: Draw) -> bytes:
 Maker = Callable[[Draw], bytes]
 KINDS: dict[str, tuple[str, Maker]] = {
     "noise for a message": ("grpc", noise),
-    "message with bytes changed": ("grpc", lambda d: flipped(d, one(d).SerializeToString())),
+    "message with bytes changed": ("grpc", damaged),
     "message cut off": ("grpc", lambda d: cut(d, one(d).SerializeToString())),
     "shapes": ("grpc", shapes),
     "names, versions and types": ("grpc", words),

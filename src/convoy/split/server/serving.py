@@ -198,6 +198,7 @@ async def serve(options: Options, announce: Any) -> None:
         ConvoyError: the server cannot start, or requests were not answered within `drain_s`.
     """
     server = Server(options)
+    logging.captureWarnings(True)
     logging.getLogger().addHandler(LibraryLines(server.log))
     loop, told = asyncio.get_running_loop(), asyncio.Event()
 
