@@ -97,7 +97,8 @@ def main() -> None:
     right = sum(found["OK"] + found["200"] for found in statuses.values())
     megabytes = [size / 1e6 for size in resident]
     summary = (
-        f"{count - right} refused, {right} right after all; {crashes} crashes, {events['unforeseen']} errors of the server's own, {traces} "
+        f"{count - right} refused, {right} right after all; "
+        f"{crashes} crashes, {events['unforeseen']} errors of the server's own, {traces} "
         f"tracebacks, exit status {ended}; resident {megabytes[0]:.1f} MB after "
         f"{min(WARM, count)} requests, {megabytes[1]:.1f} MB at the end"
     )

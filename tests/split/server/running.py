@@ -190,3 +190,13 @@ def document(rows: Any, name: str = "input", **more: Any) -> dict[str, Any]:
         "data": array.reshape(-1).tolist(),
     }
     return {"inputs": [tensor], **more}
+
+
+def until(condition: Any) -> None:
+    """Wait, without sleeping for longer than others need the processor."""
+    waiting = threading.Event()
+    for _ in range(PATIENCE_S * 100):
+        if condition():
+            return
+        waiting.wait(0.01)
+    raise AssertionError("it did not come about")
