@@ -41,6 +41,7 @@ def load(model: bytes, name: str, *, threads: int = 1) -> Session:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         runner = onnxruntime.InferenceSession(
             model, sess_options=options, providers=["CPUExecutionProvider"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from convoy.cli.split.run import run
+from convoy.cli.split.serve import serve
 
 app = typer.Typer(
     name="split",
@@ -14,6 +15,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run)
+app.command()(serve)
 
 
 @app.callback()
