@@ -42,7 +42,7 @@ def serve(
     max_batch: Annotated[int, Option(help="Images computed together.", min=1)] = 64,
     batch_window: Annotated[
         str, Option(help="How long a request waits for others to be computed with.")
-    ] = "2ms",
+    ] = "0ms",
     max_concurrent: Annotated[
         int, Option(help="Requests at a time; more are refused.", min=1)
     ] = 64,

@@ -41,7 +41,7 @@ class Limits:
     """Of a request."""
     max_batch: int = 64
     """Images that are computed together."""
-    batch_window_s: float = 0.002
+    batch_window_s: float = 0.0
     """That the first request of a batch waits for others."""
     max_concurrent: int = 64
     """Requests that are here at a time; more are refused."""
