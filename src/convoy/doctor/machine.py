@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from convoy.doctor.cgroup import cpu_quota, memory_room
 from convoy.doctor.check import Check, DoctorOptions, show_size
 from convoy.doctor.local_ray import ray_folder
+from convoy.quotas import cpu_quota, memory_room
 
 SHM = Path("/dev/shm")
 NVIDIA = Path("/proc/driver/nvidia/version")

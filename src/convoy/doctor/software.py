@@ -12,8 +12,8 @@ import ray
 import torch
 import torch.distributed as dist
 
-from convoy.doctor.cgroup import usable_cores
 from convoy.doctor.check import Check, DoctorOptions
+from convoy.quotas import usable_cores
 
 MINIMUM = {"python": (3, 11), "torch": (2, 11), "ray": (2, 50)}
 """As pyproject.toml requires; a test holds the two together."""

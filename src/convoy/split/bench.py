@@ -188,7 +188,7 @@ def serve(lab: Lab, folder: Path, *options: str) -> subprocess.Popen[str]:
     command += ["--host", lab.addresses[CLOUD], "--insecure", *(options or ("--port", "0"))]
     return lab.start(
         CLOUD,
-        [*command, "--http-port", "0", "--log-level", "warning"],
+        [*command, "--http-port", "0", "--log-level", "warning", "--threads", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -17,6 +17,7 @@ import grpc
 from aiohttp import web
 
 from convoy.errors import ServerError, UsageError
+from convoy.quotas import usable_cores
 from convoy.split.server import grpc_front, repository
 from convoy.split.server.core import Core, Limits
 from convoy.split.server.http_front import HttpFront
@@ -225,8 +226,8 @@ def end_now(status: int) -> None:
 
 
 def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Those that this process may use, whole ones."""
+    return max(1, int(usable_cores()))
 
 
 def _joined(host: str, port: int) -> str:
