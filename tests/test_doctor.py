@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from convoy.doctor import CHECKS, Check, DoctorOptions, cgroup, examine
+from convoy import quotas
+from convoy.doctor import CHECKS, Check, DoctorOptions, examine
 from convoy.doctor.check import guarded, show_size
 from convoy.doctor.local_ray import LocalRay, RayProcess, judge_local_ray
 from convoy.doctor.machine import (
@@ -217,8 +218,8 @@ def test_cgroups_version_2_hold_from_any_level(tmp_path: Path) -> None:
             "user/session/memory.max": "max\n",
         },
     )
-    assert cgroup.cpu_quota(tmp_path, tmp_path / "own") == 1.5
-    assert cgroup.memory_room(tmp_path, tmp_path / "own") == (1_000_000_000, 2_000_000_000)
+    assert quotas.cpu_quota(tmp_path, tmp_path / "own") == 1.5
+    assert quotas.memory_room(tmp_path, tmp_path / "own") == (1_000_000_000, 2_000_000_000)
 
 
 def test_cgroups_version_1_and_a_container_that_sees_its_hosts_path(tmp_path: Path) -> None:
@@ -233,12 +234,12 @@ def test_cgroups_version_1_and_a_container_that_sees_its_hosts_path(tmp_path: Pa
             "memory/memory.stat": "total_inactive_file 100\n",
         },
     )
-    assert cgroup.cpu_quota(tmp_path, tmp_path / "own") == 0.5
-    assert cgroup.memory_room(tmp_path, tmp_path / "own") == (700, 1000)
-    assert cgroup.cpu_quota(tmp_path, tmp_path / "absent") is None
+    assert quotas.cpu_quota(tmp_path, tmp_path / "own") == 0.5
+    assert quotas.memory_room(tmp_path, tmp_path / "own") == (700, 1000)
+    assert quotas.cpu_quota(tmp_path, tmp_path / "absent") is None
     write(tmp_path, {"cpu,cpuacct/cpu.cfs_quota_us": "-1\n"})
-    assert cgroup.cpu_quota(tmp_path, tmp_path / "own") is None
-    assert cgroup.usable_cores() > 0
+    assert quotas.cpu_quota(tmp_path, tmp_path / "own") is None
+    assert quotas.usable_cores() > 0
 
 
 def gloo(
