@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from convoy.errors import ManifestError, UnknownNameError
-from convoy.split.manifest import ModelFile, load, model_name, read_model
+from convoy.split.manifest import ModelFile, load, model_name, read_model, way_name
 
 from . import toy
 
@@ -88,3 +88,19 @@ def test_names_of_models() -> None:
     assert model_name("full", "") == "full"
     assert model_name("full", "pool2:8") == "full-pool2-8"
     assert model_name("layer1.0/relu") == "layer1.0_relu"
+
+
+@pytest.mark.parametrize(
+    ("variant", "cut", "codec", "expected"),
+    [
+        ("", None, None, "edge"),
+        ("pool2:8", None, None, "edge pool2:8"),
+        ("", None, "jpeg", "picture/jpeg"),
+        ("pool2:8", None, "jpeg", "picture/jpeg pool2:8"),
+        ("", "pool2", "uint8", "pool2/uint8"),
+        ("pool2:8", "pool2", "uint8", "pool2:8/uint8"),
+        ("pool2:8", "pool1", "uint8", "pool1/uint8 pool2:8"),
+    ],
+)
+def test_names_of_ways(variant: str, cut: str | None, codec: str | None, expected: str) -> None:
+    assert way_name(variant, cut, codec) == expected

@@ -29,6 +29,8 @@ from convoy.errors import ManifestError, UnknownNameError
 FORMAT = 1
 NAME = "manifest.json"
 WHOLE = "full"
+EDGE, PICTURE = "edge", "picture"
+"""How ways are called that send nothing, and that send the picture."""
 MOST_ELEMENTS = 1 << 26
 """Of one image's tensor: what is larger is taken for damage."""
 
@@ -216,6 +218,20 @@ def model_name(*parts: str) -> str:
     """A model's name made of what it is: full, pool2-8, full-pool2-8."""
     joined = "-".join(part.replace(":", "-") for part in parts if part)
     return re.sub(r"[^A-Za-z0-9_.\-]", "_", joined).lstrip(".-") or "model"
+
+
+def way_name(variant: str, cut: str | None, codec: str | None) -> str:
+    """What a way to compute a network is called.
+
+    edge                    all of it here             edge pool2:8       with fewer filters at a cut
+    picture/jpeg            all of it there            picture/jpeg pool2:8
+    pool2/uint8             cut                        pool2:8/uint8      cut where it is narrowed
+                                                       pool1/uint8 pool2:8
+    """
+    if cut is not None and variant.rpartition(":")[0] == cut:
+        return f"{variant}/{codec}"
+    what = EDGE if codec is None else f"{cut or PICTURE}/{codec}"
+    return f"{what} {variant}".rstrip()
 
 
 def to_json(manifest: Manifest) -> str:

@@ -10,8 +10,6 @@ from typing import Any
 
 from convoy.split.codecs import FloatArray
 
-EDGE = "edge"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Result:

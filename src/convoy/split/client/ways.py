@@ -19,7 +19,6 @@ import numpy as np
 from convoy.errors import ManifestError, UnknownNameError
 from convoy.split import sessions
 from convoy.split.client.options import Options
-from convoy.split.client.results import EDGE
 from convoy.split.codecs import FloatArray, feature_codec
 from convoy.split.manifest import (
     CutEntry,
@@ -30,6 +29,7 @@ from convoy.split.manifest import (
     load,
     read_model,
     read_samples,
+    way_name,
 )
 from convoy.split.messages import PLAIN, Address
 from convoy.split.pictures import Pixels, normalised, picture_codec
@@ -181,8 +181,8 @@ def open_ways(folder: Path, options: Options) -> Ways:
 
 
 def _ways_of(manifest: Manifest, variant: Variant) -> Iterator[Way]:
-    suffix = f" {variant.name}" if variant.name else ""
-    yield Way(name=EDGE + suffix, variant=variant, accuracy=variant.accuracy, here=variant.whole)
+    alone = way_name(variant.name, None, None)
+    yield Way(name=alone, variant=variant, accuracy=variant.accuracy, here=variant.whole)
     address = Address(
         model=variant.model,
         version=variant.version,
@@ -194,7 +194,7 @@ def _ways_of(manifest: Manifest, variant: Variant) -> Iterator[Way]:
     for facts in variant.codecs:
         plain = facts.name == PLAIN
         yield Way(
-            name=f"picture/{facts.name}{suffix}",
+            name=way_name(variant.name, None, facts.name),
             variant=variant,
             accuracy=facts.accuracy,
             codec=feature_codec(PLAIN, shape=manifest.input.shape)
@@ -215,11 +215,9 @@ def _ways_of_cut(variant: Variant, entry: CutEntry) -> Iterator[Way]:
         sha256=entry.cloud.sha256,
         input=entry.features.name,
     )
-    label = variant.name if variant.name.partition(":")[0] == entry.cut else entry.cut
-    suffix = f" {variant.name}" if variant.name and label != variant.name else ""
     for facts in entry.codecs:
         yield Way(
-            name=f"{label}/{facts.name}{suffix}",
+            name=way_name(variant.name, entry.cut, facts.name),
             variant=variant,
             accuracy=facts.accuracy,
             here=entry.edge,
