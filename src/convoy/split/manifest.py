@@ -223,7 +223,7 @@ def model_name(*parts: str) -> str:
 def way_name(variant: str, cut: str | None, codec: str | None) -> str:
     """What a way to compute a network is called.
 
-    edge                    all of it here             edge pool2:8       with fewer filters at a cut
+    edge                    all of it here             edge pool2:8       with fewer filters
     picture/jpeg            all of it there            picture/jpeg pool2:8
     pool2/uint8             cut                        pool2:8/uint8      cut where it is narrowed
                                                        pool1/uint8 pool2:8
