@@ -1,6 +1,7 @@
 """Accuracy by the number of filters before a cut, beside the paper's.
 
-    python benchmarks/split_narrow.py --data-dir DATA --out runs/split [--epochs 12] [--narrow-epochs 4]
+    python benchmarks/split_narrow.py --data-dir DATA --out runs/split
+                                      [--epochs 12] [--narrow-epochs 4] [--narrow-lr 0.01]
 
 Trains cifar10-full on CIFAR-10, then with fewer filters before pool2, and leaves the run and the
 narrowed ones in the folder `--out`, for `convoy split export` and the other benchmarks. What is
@@ -20,7 +21,7 @@ from common import write
 
 FILTERS = (1, 4, 8, 12, 16, 20, 24, 28, 32)
 PAPER = dict(zip(FILTERS, (56.6, 73.4, 76.6, 77.2, 77.1, 77.7, 77.6, 78.0, 78.1), strict=True))
-"""Ichinose et al. (2017), CIFAR-10 with Caffe's network: accuracy by filters at pool2, in percent."""
+"""Ichinose et al. (2017), Caffe's network for CIFAR-10: percent right, by filters at pool2."""
 CUT = "pool2"
 
 
