@@ -153,7 +153,8 @@ def check_convoy(words: Sequence[str]) -> Iterator[str]:
             return
         called, command, words = f"{called} {words[0]}", command.commands[words[0]], words[1:]
     options = {name: option for option in command.params for name in option.opts}
-    known = {*options, "--help", "-h"}
+    negatives = {name for option in command.params for name in option.secondary_opts}
+    known = {*options, *negatives, "--help", "-h"}
     waiting = ""  # the option whose value comes next
     for word in words:
         name, equals, _ = word.partition("=")

@@ -33,7 +33,7 @@ TEXTS = (
     *("network", "data", "strategy", "cluster", "optimizer", "lr_schedule", "precision"),
     *("memory_format", "augment"),
 )
-PATHS = ("profile", "data_dir", "resume", "out")
+PATHS = ("profile", "data_dir", "weights", "resume", "out")
 SWITCHES = ("rebalance",)
 
 
@@ -260,6 +260,7 @@ FULL = TrainSettings(
     lr_gamma=0.3,
     warmup=3,
     seed=2**62 + 1,
+    weights=Path("runs/1/model.safetensors"),
     precision="bf16",
     memory_format="channels-last",
     augment="flip-crop",

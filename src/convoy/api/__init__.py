@@ -9,6 +9,7 @@ print(result.test_accuracy, result.images_per_s)
 """
 
 from convoy.api.facts import LayerTable, doctor, layers
+from convoy.api.narrowing import narrow
 from convoy.api.planning import compare, measure, plan, simulate
 from convoy.api.requests import resolve_settings
 from convoy.api.training import Evaluation, evaluate, train
@@ -21,6 +22,7 @@ __all__ = [
     "evaluate",
     "layers",
     "measure",
+    "narrow",
     "plan",
     "resolve_settings",
     "simulate",

@@ -16,6 +16,7 @@ from convoy.runtime.run_folder import (
     read_settings,
 )
 from convoy.runtime.settings import TrainSettings, read_config, settings_from
+from convoy.runtime.weights import read_weights
 from convoy.strategies import AUTO, STRATEGIES, UNPLANNED, Strategy, candidates, make_strategy
 
 FIXED_ON_RESUME = ("network", "data", "seed", "batch_size", "optimizer", "precision")
@@ -95,6 +96,7 @@ def job_of(network: Network, dataset: Any, options: Mapping[str, Any]) -> Job:
         strategy=None,
         network=thing_of(network, settings.network, "network"),
         dataset=thing_of(dataset, settings.data, "dataset"),
+        weights=read_weights(settings),
     )
 
 

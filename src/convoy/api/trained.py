@@ -80,7 +80,11 @@ def load_trained(
 
 
 def trained_network(folder: RunFolder) -> tuple[Tensors, tuple[int, ...], int]:
-    """The network's tensors that a run left, its image shape and its number of classes."""
+    """The network's tensors that a run left, its image shape and its number of classes.
+
+    Raises:
+        CheckpointError: the run has not finished, or what it left is damaged.
+    """
     if not folder.model.is_file():
         raise CheckpointError(
             f"{folder.path} has no model.safetensors: the run did not finish. Go on with it: "

@@ -23,6 +23,7 @@ from convoy.runtime.ingredients import DTYPES, autocast
 from convoy.runtime.observer import LogObserver, Observer
 from convoy.runtime.results import RunResult
 from convoy.runtime.run import run_with_crew
+from convoy.runtime.weights import read_weights
 from convoy.strategies import UNPLANNED, make_strategy
 
 
@@ -86,6 +87,7 @@ def train(
         strategy=strategy_of(settings),
         network=thing_of(network, settings.network, "network"),
         dataset=thing_of(dataset, settings.data, "dataset"),
+        weights=read_weights(settings),
     )
     watching = observer or LogObserver()
     if torchrun.is_present():

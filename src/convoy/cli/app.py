@@ -14,7 +14,7 @@ from convoy.cli.layers import layers
 from convoy.cli.measure import measure
 from convoy.cli.plan import plan
 from convoy.cli.simulate import simulate
-from convoy.cli.split import app as split
+from convoy.cli.split.app import app as split
 from convoy.cli.train import train
 from convoy.version import __version__
 

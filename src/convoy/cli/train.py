@@ -35,7 +35,8 @@ def train(
     network: Annotated[
         str | None,
         Option(
-            help=f"{_one_of(network_names())}, or package.module:function.",
+            help=f"{_one_of(network_names())}, or package.module:function; NAME@CUT:F has F "
+            "filters before the layer CUT.",
             rich_help_panel=WHAT,
             show_default=False,
         ),
@@ -114,6 +115,12 @@ def train(
         int | None, Option(help="Steps of rising learning rate.", rich_help_panel=HOW)
     ] = None,
     augment: Annotated[str | None, Option(help=_one_of(AUGMENTS), rich_help_panel=HOW)] = None,
+    weights: Annotated[
+        Path | None,
+        Option(
+            help="safetensors file to start from in place of first weights.", rich_help_panel=HOW
+        ),
+    ] = None,
     seed: Annotated[int | None, Option(rich_help_panel=HOW)] = None,
     precision: Annotated[str | None, Option(help=_one_of(PRECISIONS), rich_help_panel=HOW)] = None,
     memory_format: Annotated[

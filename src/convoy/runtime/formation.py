@@ -31,6 +31,8 @@ class Job:
     network: str | nn.Module | Callable[..., nn.Module]
     dataset: Any
     """Whatever `convoy.datasets.open_dataset` takes."""
+    weights: state.Tensors | None = None
+    """What every rank's network starts from; None for first weights."""
 
     @property
     def decided(self) -> Strategy:

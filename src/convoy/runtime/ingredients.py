@@ -17,6 +17,7 @@ from convoy.datasets import DataSet, open_dataset
 from convoy.runtime.formation import Job
 from convoy.runtime.sampler import GlobalOrder, derive_seed
 from convoy.runtime.settings import TrainSettings
+from convoy.runtime.weights import put_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
@@ -37,6 +38,19 @@ def build_network(
             input_shape=dataset.train.image_shape,
             num_classes=dataset.train.num_classes,
         )
+
+
+def starting_network(job: Job, dataset: DataSet) -> nn.Module:
+    """The network as every rank of the run begins with it.
+
+    Raises:
+        UsageError: the weights that it is to start from are not this network's.
+    """
+    network = build_network(job.network, dataset, job.settings.seed)
+    if job.weights is not None:
+        network = network.to(DTYPES[job.settings.precision])  # or double ones would be rounded
+        put_weights(network, job.weights, job.settings.weights)
+    return network
 
 
 def open_data(job: Job) -> DataSet:

@@ -17,7 +17,7 @@ from convoy.errors import CheckpointError, UsageError
 from convoy.planner import Prediction
 from convoy.runtime.checkpoint import Checkpoint, newest_checkpoint
 from convoy.runtime.formation import Job
-from convoy.runtime.ingredients import DTYPES, build_network, num_steps, open_data
+from convoy.runtime.ingredients import DTYPES, num_steps, open_data, starting_network
 from convoy.runtime.journal import Journal
 from convoy.runtime.observer import Observer
 from convoy.runtime.records import read_steps
@@ -124,7 +124,7 @@ def prepare(job: Job, observer: Observer) -> Preparation:
         num_samples=len(data.train), batch_size=settings.batch_size, seed=settings.seed
     )
     steps = num_steps(settings, order)
-    network = build_network(job.network, data, settings.seed)
+    network = starting_network(job, data)
     start: Checkpoint | None = None
     folder: RunFolder | None = None
     if settings.resume is not None:

@@ -79,6 +79,9 @@ class TrainSettings:
     seed: int = 0
     precision: str = "fp32"
     """`bf16` is autocast over float32 parameters; `fp64` is for checking exactness."""
+    weights: Path | None = None
+    """A safetensors file whose tensors the network starts from, in place of first weights; a run
+    that is resumed has its own."""
     memory_format: str = "auto"
     """`auto` times a few steps of both layouts and takes the faster."""
     augment: str = "none"

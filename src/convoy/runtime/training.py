@@ -33,11 +33,11 @@ from convoy.runtime.gate import Gate
 from convoy.runtime.ingredients import (
     DTYPES,
     autocast,
-    build_network,
     num_steps,
     open_data,
     seed_all,
     seed_torch,
+    starting_network,
 )
 from convoy.runtime.layout import fastest_layout, laid_out, set_layout
 from convoy.runtime.optimization import lr_at, make_optimizer
@@ -56,8 +56,7 @@ class Trainee:
         torch.set_num_threads(num_threads)
         self.data = open_data(job)
         self.dtype = DTYPES[settings.precision]
-        model = build_network(job.network, self.data, settings.seed)
-        self.model = model.to(device=device, dtype=self.dtype)
+        self.model = starting_network(job, self.data).to(device=device, dtype=self.dtype)
         self.optimizer = make_optimizer(self.model, settings)
         self.order = GlobalOrder(
             num_samples=len(self.data.train), batch_size=settings.batch_size, seed=settings.seed
@@ -136,8 +135,7 @@ class Trainee:
     def _begin_anew(self) -> None:
         """Be as before the first step: nothing of what was done since has been kept."""
         if not self._is_new:
-            model = build_network(self.job.network, self.data, self.job.settings.seed)
-            self.model.load_state_dict(model.state_dict())
+            self.model.load_state_dict(starting_network(self.job, self.data).state_dict())
             self.optimizer.state.clear()
 
     def _choose_layout(self, formation: Formation, comm: Comm) -> str:

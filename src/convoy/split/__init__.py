@@ -3,3 +3,7 @@
 What an edge client needs (`manifest`, `codecs`, `pictures`, `sessions`, `costs`, `client`) and what
 a server needs (`server`) imports neither torch nor Ray.
 """
+
+import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # of connections that end, users hear from us

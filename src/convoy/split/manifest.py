@@ -12,6 +12,7 @@ DIR is a model repository, as Triton and KServe read it. **Contract**.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import re
@@ -19,6 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from convoy.errors import ManifestError, UnknownNameError
 
@@ -161,10 +165,14 @@ class Manifest:
     preprocessing: Preprocessing | None
     """None: of a network whose pictures nobody has described (an ONNX file from elsewhere)."""
     variants: tuple[Variant, ...]
+    dataset: str = ""
+    """What it was trained on, as it was asked for; "" where nobody knows."""
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
     calibration_images: int = 0
     """How many training images settled the ranges of channels."""
+    samples: ModelFile | None = None
+    """Some test pictures, uint8 [n, height, width, channels], in NumPy's format: to time codecs."""
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -183,6 +191,8 @@ class Manifest:
 
     def files(self) -> Iterator[ModelFile]:
         """All files that belong to it."""
+        if self.samples is not None:
+            yield self.samples
         for variant in self.variants:
             yield variant.whole
             for entry in variant.cuts:
@@ -254,6 +264,29 @@ def read(content: Any, source: str, again: str) -> Manifest:
         raise ManifestError(f"{source}: {where}: {first['msg']}. {again}") from None
     except ManifestError as error:
         raise ManifestError(f"{source}: {error}. {again}") from None
+
+
+def read_samples(folder: Path, manifest: Manifest) -> NDArray[np.uint8] | None:
+    """Test pictures that came with the models, uint8 [n, height, width, channels], if any did.
+
+    Raises:
+        ManifestError: they are not there, or no such pictures.
+    """
+    by, file = manifest.preprocessing, manifest.samples
+    if file is None or by is None:
+        return None
+    try:
+        pixels = np.load(io.BytesIO(read_model(folder, file)), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ManifestError(f"{folder / file.file} is no array of NumPy's: {error}") from None
+    wanted = (by.height, by.width, by.channels)
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != wanted or not len(pixels):
+        raise ManifestError(
+            f"{folder / file.file} has {pixels.dtype} {list(pixels.shape)}; expected uint8 "
+            f"pictures of {list(wanted)}"
+        )
+    found: NDArray[np.uint8] = pixels
+    return found
 
 
 def read_model(folder: Path, file: ModelFile) -> bytes:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from convoy.split.making.checking import Checker
 from convoy.split.making.exporting import FEATURES, OPSET, halves
 from convoy.split.making.graph_cuts import GraphCut
+from convoy.split.making.images import pixels_of
 from convoy.split.making.measuring import (
     feature_codecs,
     judge_features,
@@ -20,14 +24,25 @@ from convoy.split.making.networks import CALIBRATION_IMAGES, SplitNetwork
 from convoy.split.making.repository import (
     new_folder,
     write_config,
+    write_file,
     write_manifest,
     write_model,
 )
-from convoy.split.manifest import WHOLE, CutEntry, Manifest, TensorSpec, Variant, model_name
+from convoy.split.manifest import (
+    WHOLE,
+    CutEntry,
+    Manifest,
+    ModelFile,
+    TensorSpec,
+    Variant,
+    model_name,
+)
 from convoy.version import __version__
 
 BYTES_IMAGES = 200
 """Test images whose bytes are counted, where accuracy is not asked for."""
+SAMPLES, SAMPLES_BYTES = 200, 1 << 22
+"""Test pictures that are exported with the models: how many, and how large, at most."""
 VERSION = 1
 Say = Callable[[str], None]
 
@@ -72,9 +87,11 @@ def export_networks(
             output=full.graph.output,
             preprocessing=full.preprocessing,
             variants=tuple(_variant(network, folder, settings, say) for network in networks),
+            dataset=full.data.name if full.data is not None else "",
             versions=_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             calibration_images=_calibration_images(full),
+            samples=_samples(full, folder),
         )
         write_manifest(folder, manifest)
     return manifest
@@ -139,6 +156,18 @@ def _cut(
         codecs=judged.facts(with_accuracy=_is_judged(network, settings)),
         version=VERSION,
     )
+
+
+def _samples(network: SplitNetwork, folder: Path) -> ModelFile | None:
+    """Some test pictures, written: what an edge client times its codecs on."""
+    by = network.preprocessing
+    if by is None:
+        return None
+    most = max(1, SAMPLES_BYTES // (by.height * by.width * by.channels))
+    found = [pixels_of(b.images, by) for b in network.test_batches(min(SAMPLES, most))]
+    buffer = io.BytesIO()
+    np.save(buffer, np.concatenate(found), allow_pickle=False)
+    return write_file(folder, "samples.npy", buffer.getvalue())
 
 
 def _is_judged(network: SplitNetwork, settings: ExportSettings) -> bool:

@@ -57,12 +57,15 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def write_model(folder: Path, model: str, version: int, name: str, data: bytes) -> ModelFile:
     """Write DIR/model/version/name, and say what it contains."""
-    path = folder / model / str(version) / name
+    return write_file(folder, f"{model}/{version}/{name}", data)
+
+
+def write_file(folder: Path, name: str, data: bytes) -> ModelFile:
+    """Write DIR/name, and say what it contains."""
+    path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    return ModelFile(
-        file=path.relative_to(folder).as_posix(), sha256=hashlib.sha256(data).hexdigest()
-    )
+    return ModelFile(file=name, sha256=hashlib.sha256(data).hexdigest())
 
 
 def write_config(folder: Path, model: str, file: str, takes: TensorSpec, gives: TensorSpec) -> None:

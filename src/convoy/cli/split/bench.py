@@ -1,0 +1,133 @@
+"""`convoy split bench`."""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from rich.table import Table
+from typer import Argument, Option
+
+from convoy.cli.console import console, plain, print_json, stdout_for
+from convoy.cluster import format_bandwidth, parse_bandwidth
+from convoy.errors import LabError, UsageError
+from convoy.runtime.json_lines import finite
+from convoy.runtime.run_folder import write_text
+
+
+def bench(
+    folder: Annotated[Path, Argument(help="What `convoy split export` made.")],
+    bandwidth: Annotated[
+        str, Option(help="Of the link, one or several.")
+    ] = "1 Gbit/s,100 Mbit/s,10 Mbit/s",
+    edge_cpus: Annotated[str, Option(help="Cores of the edge, one or several.")] = "0.25,1",
+    batch_size: Annotated[str, Option(help="Images that travel together.")] = "1,100",
+    mode: Annotated[
+        str, Option(help="pipelined, synchronous (a batch after the one before), or both.")
+    ] = "synchronous,pipelined",
+    way: Annotated[
+        list[str] | None, Option(help="A way, as pool2/uint8; several times. All without it.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, Option(help="Pictures as a NumPy file; those that were exported without it.")
+    ] = None,
+    seconds: Annotated[float, Option(help="Of each measurement.", min=0.5)] = 3.0,
+    out: Annotated[Path | None, Option(help="A folder for bench.json and bench.png.")] = None,
+    json: Annotated[bool, Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Go every way between two emulated machines, and set it beside what the plan foresees.
+
+    Needs root, as `convoy lab` does: it builds a lab of its own.
+    """
+    try:
+        from convoy import lab
+        from convoy.split.bench import bench as measured
+        from convoy.split.bench import foreseen_beside, judged, settings_of
+        from convoy.split.manifest import load, read_samples
+    except ModuleNotFoundError as error:
+        raise LabError(
+            f"the bench needs {error.name}: pip install 'convoy-cnn[split,lab]' (Linux only)"
+        ) from None
+    lab.check_possible()
+    samples = np.load(pictures, allow_pickle=False) if pictures else None
+    if samples is None:
+        samples = read_samples(folder, load(folder))
+    if samples is None:
+        raise UsageError(f"{folder} has no pictures in it: give some with --pictures FILE.npy")
+    settings = settings_of(
+        [parse_bandwidth(text) for text in _parts(bandwidth)],
+        [float(text) for text in _parts(edge_cpus)],
+        [int(text) for text in _parts(batch_size)],
+        _parts(mode),
+    )
+    output = console(as_json=json)
+    with stdout_for(as_json=json):
+        output.print(f"{len(settings)} settings, {seconds:g} s for each way")
+        candidates = foreseen_beside(folder, samples, settings, way)
+        rows = measured(
+            folder,
+            samples,
+            settings,
+            way or list(candidates[settings[0].batch_size]),
+            candidates,
+            seconds=seconds,
+            name=f"b{os.getpid() % 10**6}",
+            watch=lambda setting, row: output.print(
+                f"{setting}: {plain(row['way'])} {row['images_per_s']:,.0f} images/s"
+            ),
+        )
+        found: dict[str, Any] = {"folder": str(folder), "rows": rows, "settings": judged(rows)}
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            write_text(out / "bench.json", json_format.dumps(finite(found), indent=1) + "\n")
+            from convoy.report.split_bench import draw_split_bench
+
+            draw_split_bench(rows, out / "bench.png")
+    if json:
+        print_json(found)
+        return
+    for table in _tables(rows):
+        output.print(table)
+    output.print(_verdict(found["settings"]))
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
+    """One for each setting, its ways by what was measured."""
+    found = []
+    keys = ("bandwidth_bit_s", "edge_cpus", "batch_size", "mode")
+    for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
+        link, cpus, size, mode = key
+        title = f"{format_bandwidth(link)}, edge {cpus:g}, batches of {size}, {mode}"
+        table = Table(title=title, header_style="bold", title_justify="left")
+        table.add_column("way")
+        for column in ("images/s", "foreseen", "latency, ms", "foreseen", "bytes an image"):
+            table.add_column(column, justify="right")
+        these = [row for row in rows if tuple(row[k] for k in keys) == key]
+        for row in sorted(these, key=lambda r: -r["images_per_s"]):
+            table.add_row(
+                plain(row["way"]),
+                f"{row['images_per_s']:,.0f}",
+                f"{row['foreseen_images_per_s']:,.0f}",
+                f"{1000 * row['latency_s']:.1f}" if mode == "synchronous" else "",
+                f"{1000 * row['foreseen_latency_s']:.1f}" if mode == "synchronous" else "",
+                f"{row['bytes_per_image']:,.0f}",
+            )
+        found.append(table)
+    return found
+
+
+def _verdict(settings: Sequence[dict[str, Any]]) -> str:
+    near = sum(row["chosen_of_best"] >= 0.95 for row in settings)
+    error = sum(row["mean_error"] for row in settings) / len(settings)
+    return (
+        f"the plan's first choice is within 5% of the best in {near} of {len(settings)} settings; "
+        f"mean error of what it foresees {error:.0%}"
+    )

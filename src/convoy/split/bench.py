@@ -1,0 +1,223 @@
+"""Every way, really gone, between two emulated machines: `convoy split bench`.
+
+    edge (a part of a core) ══ link ══ cloud (a core)
+
+The lab is built once for each number of the edge's cores; its link changes between measurements.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convoy.cluster import Cluster, format_bandwidth, parse_cluster
+from convoy.errors import LabError, ServerError, UnknownNameError
+from convoy.lab import Lab, emulated
+from convoy.split.costs import Candidate, Link, cost
+from convoy.split.foreseen import candidates_of_folder
+from convoy.split.measuring import MODES
+from convoy.split.pictures import Pixels
+from convoy.split.planning import Place, at_places
+
+EDGE, CLOUD = "edge", "cloud"
+LATENCY_S = 5e-5
+"""Of an emulated link, one way."""
+Foreseen = dict[int, dict[str, Candidate]]
+"""By batch size and way."""
+ANSWER_S = 60.0
+LATEST_S = 240.0
+"""A measurement that takes longer is given up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One of the circumstances that ways are measured in."""
+
+    bandwidth_bit_s: float
+    edge_cpus: float
+    batch_size: int
+    mode: str
+
+    def __str__(self) -> str:
+        link = format_bandwidth(self.bandwidth_bit_s)
+        return f"{link}, edge {self.edge_cpus:g}, batch {self.batch_size}, {self.mode}"
+
+
+def settings_of(
+    bandwidths: Sequence[float],
+    edge_cpus: Sequence[float],
+    batch_sizes: Sequence[int],
+    modes: Sequence[str] = MODES,
+) -> list[Setting]:
+    """All combinations, those of one lab together."""
+    return [
+        Setting(bandwidth_bit_s=bandwidth, edge_cpus=cpus, batch_size=size, mode=mode)
+        for cpus in edge_cpus
+        for bandwidth in bandwidths
+        for size in batch_sizes
+        for mode in modes
+    ]
+
+
+def world(edge_cpus: float, bandwidth_bit_s: float) -> Cluster:
+    """An edge machine and a cloud of one core."""
+    return parse_cluster(
+        f'[[machine]]\nname = "{EDGE}"\ncpus = {edge_cpus}\n'
+        f'[[machine]]\nname = "{CLOUD}"\ncpus = 1.0\n'
+        f'[network]\nbandwidth = "{format_bandwidth(bandwidth_bit_s)}"\n'
+    )
+
+
+def bench(
+    folder: Path,
+    pictures: Pixels,
+    settings: Sequence[Setting],
+    ways: Sequence[str],
+    foreseen: Foreseen,
+    *,
+    seconds: float,
+    name: str,
+    watch: Callable[[Setting, dict[str, Any]], None],
+) -> list[dict[str, Any]]:
+    """Measure all ways in all settings.
+
+    Args:
+        folder: what `convoy split export` made.
+        pictures: uint8 [n, height, width, channels]: real ones, since codecs depend on them.
+        foreseen: what the plan is made of, see `foreseen_beside`.
+        seconds: of each measurement.
+        name: the lab's.
+        watch: is told each row as it comes.
+
+    Raises:
+        LabError, ServerError: the lab cannot be built, or the server does not start.
+    """
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="convoy-bench-") as temporary:
+        file = Path(temporary) / "pictures.npy"
+        np.save(file, pictures)
+        for cpus in dict.fromkeys(setting.edge_cpus for setting in settings):
+            of_lab = [setting for setting in settings if setting.edge_cpus == cpus]
+            first = world(cpus, of_lab[0].bandwidth_bit_s)
+            with emulated(first, name, ray=False) as lab, served(lab, folder) as server:
+                for setting in of_lab:
+                    lab.set_bandwidth(EDGE, CLOUD, setting.bandwidth_bit_s)
+                    for way in ways:
+                        row = _measured(lab, folder, file, server, setting, way, seconds)
+                        row |= _beside(foreseen[setting.batch_size][way], setting)
+                        rows.append(row)
+                        watch(setting, row)
+    return rows
+
+
+def foreseen_beside(
+    folder: Path, pictures: Pixels, settings: Sequence[Setting], ways: Sequence[str] | None
+) -> Foreseen:
+    """What the plan foresees is made of: every way's times on this machine, by batch size."""
+    found: Foreseen = {}
+    for size in dict.fromkeys(setting.batch_size for setting in settings):
+        candidates = {c.name: c for c in candidates_of_folder(folder, pictures, size)}
+        for name in ways or ():
+            if name not in candidates:
+                raise UnknownNameError("way", name, candidates)
+        found[size] = candidates
+    return found
+
+
+def _beside(candidate: Candidate, setting: Setting) -> dict[str, float]:
+    """What was foreseen of a way in a setting."""
+    edge = Place(name=EDGE, cores=setting.edge_cpus)
+    there = at_places(candidate, edge, Place(name=CLOUD, cores=1.0))
+    link = Link(bandwidth_bit_s=setting.bandwidth_bit_s, latency_s=LATENCY_S)
+    cost_ = cost(there, link, setting.batch_size)
+    is_synchronous = setting.mode == "synchronous"
+    pace = cost_.synchronous_images_per_s if is_synchronous else cost_.images_per_s
+    return {"foreseen_images_per_s": pace, "foreseen_latency_s": cost_.latency_s}
+
+
+def judged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By setting: which way is best, which one the plan takes, and what that is worth."""
+    keys = ("bandwidth_bit_s", "edge_cpus", "batch_size", "mode")
+    found = []
+    for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
+        these = [row for row in rows if tuple(row[k] for k in keys) == key]
+        best = max(these, key=lambda row: row["images_per_s"])
+        chosen = max(these, key=lambda row: row["foreseen_images_per_s"])
+        errors = [abs(r["foreseen_images_per_s"] / r["images_per_s"] - 1) for r in these]
+        found.append(
+            dict(zip(keys, key, strict=True))
+            | {
+                "best": best["way"],
+                "images_per_s": best["images_per_s"],
+                "chosen": chosen["way"],
+                "chosen_of_best": chosen["images_per_s"] / best["images_per_s"],
+                "mean_error": sum(errors) / len(errors),
+                "largest_error": max(errors),
+            }
+        )
+    return found
+
+
+@contextmanager
+def served(lab: Lab, folder: Path, *options: str) -> Iterator[str]:
+    """The folder's models on the cloud machine; yields the server's address."""
+    process = serve(lab, folder, *options)
+    try:
+        yield address_of(process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(ANSWER_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def serve(lab: Lab, folder: Path, *options: str) -> subprocess.Popen[str]:
+    """Start `convoy split serve` on the cloud machine."""
+    command = [sys.executable, "-m", "convoy", "split", "serve", str(folder)]
+    command += ["--host", lab.addresses[CLOUD], "--insecure", *(options or ("--port", "0"))]
+    return lab.start(
+        CLOUD,
+        [*command, "--http-port", "0", "--log-level", "warning"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    """Where a server that was started listens. Raises ServerError."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise ServerError(f"convoy split serve ended with status {process.wait()}")
+    return f"grpc://{json.loads(line)['grpc']}"
+
+
+def _measured(
+    lab: Lab, folder: Path, file: Path, server: str, setting: Setting, way: str, seconds: float
+) -> dict[str, Any]:
+    command = [sys.executable, "-m", "convoy.split.measuring", str(folder)]
+    command += ["--pictures", str(file), "--server", server, "--way", way]
+    command += ["--batch-size", str(setting.batch_size), "--mode", setting.mode]
+    command += ["--seconds", str(seconds)]
+    done = lab.run(EDGE, command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=LATEST_S)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no word"]
+        raise LabError(f"measuring {way} failed: {said[-1]}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return {
+        "bandwidth_bit_s": setting.bandwidth_bit_s,
+        "edge_cpus": setting.edge_cpus,
+        **found,
+    }

@@ -1,0 +1,229 @@
+"""The client: batches go their way, several at once, and their results come back in order.
+
+    source ─▶ batches ─▶ edge half, codec ─▶ sent ═▶ server ═▶ answer ─▶ results in order
+                              ▲                 │
+                              └── whole network ◀── too late, refused, or the cloud is gone
+
+The edge computes in one thread of its own, so that it goes on while others are under way. How
+many may be is a matter of time, not of number: of what a batch may be away, at most half is to be
+spent on waiting for those ahead of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from convoy.split.client.batches import Batch, batches_of
+from convoy.split.client.chooser import Chooser
+from convoy.split.client.cloud import Cloud
+from convoy.split.client.link_meter import LinkMeter
+from convoy.split.client.options import Options
+from convoy.split.client.results import Result, Summary
+from convoy.split.client.transport import Transport, parse_target
+from convoy.split.client.ways import Way, open_ways
+from convoy.split.codecs import FloatArray
+
+MOST_IN_FLIGHT = 64
+AHEAD = 4
+"""Batches that may wait to be taken out."""
+
+
+class AsyncClient:
+    """Use it with `async with`."""
+
+    def __init__(
+        self, folder: str | Path, server: str | None, options: Options | None = None, **given: Any
+    ) -> None:
+        """What an exported folder has for the edge, and a server.
+
+        Args:
+            folder: what `convoy split export` made.
+            server: grpcs://HOST:PORT; grpc:// without TLS; None: the edge computes everything.
+            options: how images are to be computed; those given by name win.
+
+        Raises:
+            ManifestError, UsageError: the folder cannot be used, or an option is wrong.
+        """
+        self.options = replace(options or Options(), **given)
+        self.summary = Summary()
+        self.notices: list[str] = []
+        """What a person should know, in the order of its happening."""
+        transport = Transport(parse_target(server), self.options) if server else None
+        self.ways = open_ways(Path(folder), self.options)
+        self.cloud: Cloud | None = None
+        if transport is not None:
+            self.cloud = Cloud(transport, self.notices.append)
+        meter = self.cloud.meter if self.cloud else LinkMeter()
+        self.chooser = Chooser(ways=self.ways.all, options=self.options, meter=meter)
+        self._edge = ThreadPoolExecutor(1, thread_name_prefix="edge")
+        self._in_flight: set[asyncio.Task[list[Result]]] = set()
+        self._ahead_s = 0.0
+        self._landed = asyncio.Event()
+        self._began = self._last = 0.0
+
+    async def __aenter__(self) -> Self:
+        """Connect. Raises ServerError where the server refuses this client."""
+        if self.cloud is not None:
+            named = self.options.way and self.ways.named(self.options.way)
+            try:
+                await self.cloud.meet([named] if named else self.ways.all)
+            except BaseException:
+                await self.close()
+                raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Leave: whatever is under way is given up."""
+        for task in self._in_flight:
+            task.cancel()
+        await asyncio.gather(*self._in_flight, return_exceptions=True)
+        if self.cloud is not None:
+            await self.cloud.close()
+        self._edge.shutdown(wait=True, cancel_futures=True)
+
+    async def stream(self, images: Any) -> AsyncGenerator[Result]:
+        """A result for each image, in their order.
+
+        Args:
+            images: an iterable or async iterable of pictures: paths, encoded bytes, PIL images or
+                pixels uint8 [height, width(, channels)]; or of pairs of a name and one of these.
+        """
+        self._last = time.perf_counter()
+        self._began = self._began or self._last
+        waiting: asyncio.Queue[asyncio.Task[list[Result]] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(MOST_IN_FLIGHT + AHEAD)
+        feeding = asyncio.create_task(self._feed(images, waiting, room))
+        try:
+            while (coming := await waiting.get()) is not None:
+                results = await coming
+                room.release()
+                for result in results:
+                    self._note(result)
+                    yield result
+            await feeding
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+            while not waiting.empty():
+                if (left := waiting.get_nowait()) is not None:
+                    left.cancel()
+
+    async def _feed(
+        self, images: Any, waiting: asyncio.Queue[Any], room: asyncio.Semaphore
+    ) -> None:
+        by, options = self.ways.preprocessing, self.options
+        try:
+            async with contextlib.aclosing(
+                batches_of(images, by, options.batch_size, options.linger_s)
+            ) as found:
+                async for batch in found:
+                    await room.acquire()
+                    way = await self._next_way()
+                    prepared = await self._on_edge(way, batch)
+                    task = asyncio.create_task(self._finish(batch, way, prepared))
+                    self._in_flight.add(task)
+                    task.add_done_callback(self._in_flight.discard)
+                    waiting.put_nowait(task)
+        finally:
+            waiting.put_nowait(None)
+
+    async def _next_way(self) -> Way:
+        """The next batch's, once there is room for it."""
+        while self.cloud is not None and self.cloud.is_there:
+            way = self.chooser.choose(time.perf_counter())
+            self._note_choice(way)
+            ahead_s = self._ahead_s + self._takes_s(way)
+            is_soon = ahead_s <= self.options.deadline_s / 2
+            if (
+                way.is_edge
+                or not self._ahead_s
+                or (is_soon and len(self._in_flight) < MOST_IN_FLIGHT)
+            ):
+                return way
+            self._landed.clear()
+            await self._landed.wait()
+        return self.ways.edge
+
+    def _takes_s(self, way: Way) -> float:
+        """What a batch that takes this way keeps others behind it waiting."""
+        return max(self.chooser.parts(way, time.perf_counter())[1:])
+
+    async def _on_edge(self, way: Way, batch: Batch) -> FloatArray | bytes:
+        if not len(batch.pixels):
+            return np.zeros((0, len(self.ways.manifest.classes)), np.float32)
+        loop, by = asyncio.get_running_loop(), self.ways.preprocessing
+        return await loop.run_in_executor(self._edge, way.prepare, batch.pixels, by)
+
+    async def _finish(self, batch: Batch, way: Way, prepared: FloatArray | bytes) -> list[Result]:
+        """A batch's results, whatever happens to it."""
+        if not isinstance(prepared, bytes):
+            return self._results(batch, prepared, way.name)
+        scores = await self._away(batch, way, prepared)
+        if scores is not None:
+            return self._results(batch, scores, way.name)
+        if not self.options.fallback:
+            return self._failed(batch, way.name, "the cloud did not answer in time")
+        edge = self.ways.edge
+        self.summary.fallbacks += len(batch.pixels)
+        local = await self._on_edge(edge, batch)
+        assert not isinstance(local, bytes)
+        return self._results(batch, local, edge.name)
+
+    async def _away(self, batch: Batch, way: Way, payload: bytes) -> FloatArray | None:
+        assert self.cloud is not None
+        manifest, takes_s = self.ways.manifest, self._takes_s(way)
+        shape = (len(batch.pixels), *(way.entry.features if way.entry else manifest.input).shape)
+        self._ahead_s += takes_s
+        try:
+            return await self.cloud.ask(way, payload, shape, manifest.output.elements)
+        finally:
+            self._ahead_s -= takes_s
+            if len(self._in_flight) <= 1 or self._ahead_s < 0:
+                self._ahead_s = 0.0  # of rounding something may be left
+            self._landed.set()
+
+    def _note_choice(self, way: Way) -> None:
+        switches = self.summary.switches
+        if not switches or switches[-1][1] != way.name:
+            switches.append((time.perf_counter() - self._began, way.name))
+
+    def _results(self, batch: Batch, scores: FloatArray, where: str) -> list[Result]:
+        """Of a batch: scores for the pictures that there are, errors for the others."""
+        now, rows, results = time.perf_counter(), iter(scores), []
+        classes = self.ways.manifest.classes
+        for item in batch.items:
+            if item.error is not None:
+                results.append(item.result(where, now))
+                continue
+            row = next(rows)
+            label = int(row.argmax())
+            name = classes[label] if label < len(classes) else str(label)
+            results.append(item.result(where, now, row, label, name))
+        return results
+
+    def _failed(self, batch: Batch, where: str, why: str) -> list[Result]:
+        now = time.perf_counter()
+        return [replace(item.result(where, now), error=item.error or why) for item in batch.items]
+
+    def _note(self, result: Result) -> None:
+        now, summary = time.perf_counter(), self.summary
+        summary.images += 1
+        summary.errors += result.error is not None
+        summary.by_way[result.where] += 1
+        summary.latencies.append(result.latency_s)
+        summary.longest_gap_s = max(summary.longest_gap_s, now - self._last)
+        summary.seconds, self._last = now - self._began, now
+        if self.cloud is not None:
+            summary.sent_bytes, summary.outages = self.cloud.sent_bytes, self.cloud.outages

@@ -1,0 +1,73 @@
+"""What the link carries, learnt from requests as they go.
+
+Requests share the uplink, one after another. One's way begins when it is sent, or when the one
+before has arrived, if that is later; and it has arrived when its answer has come, less the
+server's own seconds and half a round trip:
+
+    sent ──▶ way of its bytes ──▶ arrived ── server_s ──▶ answer
+             ▲ not before the one ahead has arrived
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HEADERS_BYTES = 300
+"""What a request takes on the wire besides its payload: gRPC, HTTP/2, TLS and TCP."""
+LEAST_BYTES = 8_192
+"""Fewer say little of a link: buffers and token buckets let them pass at once."""
+SMALL_BYTES = 4_096
+"""Requests up to this size tell the round trip, and nothing else."""
+LEAST_S = 5e-5
+"""Clocks and loops are no finer: a link that is faster than they can tell seems no faster."""
+NEW = 0.5
+"""How much a new figure counts against those before, on a scale of ratios."""
+RTT_RISE = 1.1
+"""By which factor per sample the shortest round trip is forgotten, where longer ones come."""
+
+
+@dataclass(kw_only=True)
+class LinkMeter:
+    """Of one server's link."""
+
+    bandwidth_bytes_s: float | None = None
+    """None: nothing has been measured yet."""
+    rtt_s: float | None = None
+    measured: float = float("-inf")
+    """When the bandwidth was."""
+    _arrived: float = 0.0
+    """When the latest request had arrived."""
+    _bytes: float = 0.0
+    _seconds: float = 0.0
+
+    def note(self, payload_bytes: int, sent: float, answered: float, server_s: float) -> None:
+        """A request that was answered; call this in the order of the answers."""
+        size = payload_bytes + HEADERS_BYTES
+        away = max(answered - sent - server_s, LEAST_S)
+        if size <= SMALL_BYTES or self.rtt_s is None:
+            rtt = max(away - self.way_s(payload_bytes), LEAST_S)
+            self.rtt_s = rtt if self.rtt_s is None else min(rtt, self.rtt_s * RTT_RISE)
+        rtt = min(self.rtt_s, away)
+        arrival = answered - server_s - rtt / 2
+        begin = max(sent + rtt / 2, self._arrived)
+        self._arrived = max(self._arrived, arrival)
+        if size <= SMALL_BYTES:
+            return
+        self._bytes += size
+        self._seconds += max(arrival - begin, LEAST_S)
+        if self._bytes >= LEAST_BYTES:
+            rate = self._bytes / self._seconds
+            before = self.bandwidth_bytes_s
+            self.bandwidth_bytes_s = rate if before is None else before * (rate / before) ** NEW
+            self._bytes = self._seconds = 0.0
+            self.measured = answered
+
+    def way_s(self, payload_bytes: float) -> float:
+        """How long a request's bytes are on their way; 0 where nothing is known."""
+        if self.bandwidth_bytes_s is None:
+            return 0.0
+        return (payload_bytes + HEADERS_BYTES) / self.bandwidth_bytes_s
+
+    def forget(self) -> None:
+        """The link has been away: what is under way tells nothing."""
+        self._arrived = self._bytes = self._seconds = 0.0

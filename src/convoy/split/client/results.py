@@ -1,0 +1,86 @@
+"""What comes of images, one by one and all in all."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from convoy.split.codecs import FloatArray
+
+EDGE = "edge"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Of one image. There is exactly one for each, in the order of the images."""
+
+    index: int
+    name: str
+    label: int | None
+    """The class with the highest score; None if there is none."""
+    class_name: str | None
+    scores: FloatArray | None
+    """The network's raw logits, float32 [classes]."""
+    where: str
+    """`edge`, or the way it was sent: `pool2/uint8`."""
+    latency_s: float
+    """From the moment the client had the image."""
+    error: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """One line of what `convoy split run` prints."""
+        found: dict[str, Any] = {"index": self.index, "name": self.name, "label": self.label}
+        found |= {"class": self.class_name, "where": self.where}
+        if self.scores is not None:
+            found["score"] = float(self.scores.max())
+        found["latency_ms"] = round(1000 * self.latency_s, 3)
+        return found | ({"error": self.error} if self.error else {})
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """What a client has done so far."""
+
+    images: int = 0
+    errors: int = 0
+    by_way: Counter[str] = field(default_factory=Counter)
+    """Images, by where they were computed."""
+    fallbacks: int = 0
+    """Images that came back from a failed way, and that the edge computed."""
+    sent_bytes: int = 0
+    """Of payloads, including those that were sent in vain."""
+    outages: int = 0
+    """How often the cloud was given up for a while."""
+    switches: list[tuple[float, str]] = field(default_factory=list)
+    """When, in seconds since the beginning, another way was chosen, and which."""
+    seconds: float = 0.0
+    longest_gap_s: float = 0.0
+    """Between two results."""
+    latencies: array[float] = field(default_factory=lambda: array("d"))
+
+    def quantile(self, part: float) -> float:
+        """A latency that `part` of the images do not exceed; NaN without any."""
+        if not self.latencies:
+            return math.nan
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, math.ceil(part * len(ordered)) - 1)]
+
+    def as_json(self) -> dict[str, Any]:
+        """The closing summary of `convoy split run`."""
+        return {
+            "images": self.images,
+            "errors": self.errors,
+            "seconds": self.seconds,
+            "images_per_s": self.images / self.seconds if self.seconds else None,
+            "p50_s": self.quantile(0.5),
+            "p99_s": self.quantile(0.99),
+            "longest_gap_s": self.longest_gap_s,
+            "sent_bytes": self.sent_bytes,
+            "computed": dict(self.by_way),
+            "fallbacks": self.fallbacks,
+            "outages": self.outages,
+            "switches": [{"at_s": at, "to": way} for at, way in self.switches],
+        }

@@ -1,0 +1,204 @@
+"""A connection to a server: what it takes to open one, and what its refusals mean."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from convoy.errors import ServerError, UsageError
+from convoy.split.client.options import Options
+
+_FORM = re.compile(r"(grpcs?)://(\[[0-9a-fA-F:.]+\]|[^:/\[\]]+):([0-9]{1,5})/?")
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+LARGEST_ANSWER = 64 << 20
+FOR_GOOD = {
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
+"""What no waiting mends."""
+CHANNEL = (
+    ("grpc.max_receive_message_length", LARGEST_ANSWER),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a server is."""
+
+    host: str
+    port: int
+    secure: bool
+
+    @property
+    def address(self) -> str:
+        """As gRPC wants it."""
+        return f"{self.host}:{self.port}"
+
+
+def parse_target(text: str) -> Target:
+    """grpcs://HOST:PORT, or grpc:// without TLS. Raises UsageError."""
+    found = _FORM.fullmatch(text)
+    if found is None or not 0 < int(found[3]) < 65536:
+        raise UsageError(f"server {text!r}: expected grpcs://HOST:PORT (grpc:// without TLS)")
+    return Target(host=found[2], port=int(found[3]), secure=found[1] == "grpcs")
+
+
+@dataclass
+class Transport:
+    """Opens connections to one server, and asks it things."""
+
+    target: Target
+    options: Options
+    _credentials: grpc.ChannelCredentials | None = None
+    _metadata: tuple[tuple[str, str], ...] = ()
+    _channel: Any = None
+    _stub: Any = None
+    _closing: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        options, target = self.options, self.target
+        if options.token is not None:
+            if not target.secure and target.host not in LOOPBACK and not options.insecure:
+                raise UsageError(
+                    f"a token would go to {target.address} in plain text: use grpcs://, or say "
+                    "--insecure"
+                )
+            self._metadata = (("authorization", f"Bearer {options.token}"),)
+        if target.secure:
+            self._credentials = grpc.ssl_channel_credentials(
+                root_certificates=_read(options.ca, "certificates"),
+                private_key=_read(options.key, "a key"),
+                certificate_chain=_read(options.cert, "a certificate"),
+            )
+
+    def connect(self) -> None:
+        """Begin a new connection; the one before, if any, is left."""
+        former = self._channel
+        if self._credentials is not None:
+            self._channel = grpc.aio.secure_channel(
+                self.target.address, self._credentials, options=CHANNEL
+            )
+        else:
+            self._channel = grpc.aio.insecure_channel(self.target.address, options=CHANNEL)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        if former is not None:
+            task = asyncio.get_running_loop().create_task(former.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def infer(self, message: pb.ModelInferRequest, timeout_s: float) -> Any:
+        """Ask for an inference. Raises grpc.aio.AioRpcError."""
+        return await self._stub.ModelInfer(message, timeout=timeout_s, metadata=self._metadata)
+
+    async def is_ready(self, timeout_s: float) -> bool:
+        """Whether the server says that it is ready; False where it does not answer.
+
+        Raises:
+            ServerError: it refuses this client for good.
+        """
+        try:
+            answer = await self._stub.ServerReady(
+                pb.ServerReadyRequest(), timeout=timeout_s, metadata=self._metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() in FOR_GOOD:
+                raise refusal(self.target, error) from None
+            return False
+        return bool(answer.ready)
+
+    async def is_live(self, message: pb.ServerLiveRequest, timeout_s: float) -> bool:
+        """Whether it answers at all."""
+        try:
+            await self._stub.ServerLive(message, timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError:
+            return False
+        return True
+
+    async def check(self, model: str, version: int, timeout_s: float) -> None:
+        """Raise ServerError if the server does not have this model, or refuses this client."""
+        try:
+            await self._stub.ModelMetadata(
+                pb.ModelMetadataRequest(name=model, version=str(version)),
+                timeout=timeout_s,
+                metadata=self._metadata,
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() in FOR_GOOD:
+                raise refusal(self.target, error) from None
+
+    async def explain(self) -> None:
+        """Raise ServerError if it is the certificate for which no connection comes about."""
+        if not self.target.secure:
+            return
+        target, options = self.target, self.options
+        try:
+            context = ssl.create_default_context(cafile=options.ca)
+            if options.cert is not None:
+                context.load_cert_chain(options.cert, options.key)
+            opened = asyncio.open_connection(
+                target.host.strip("[]"), target.port, ssl=context, ssl_handshake_timeout=2
+            )
+            _, writer = await asyncio.wait_for(opened, 3)
+        except ssl.SSLCertVerificationError as error:
+            raise ServerError(
+                f"the certificate of {target.address} is refused: {error.verify_message}. Expected "
+                f"one for {target.host} that {options.ca or 'an authority this system knows'} has "
+                "signed; --ca names another authority's file"
+            ) from None
+        except ssl.SSLError as error:
+            raise ServerError(
+                f"{target.address} does not speak TLS as expected ({error.reason}). Is it without "
+                "TLS (grpc://), or does it ask for a client's certificate (--cert, --key)?"
+            ) from None
+        except (OSError, TimeoutError):
+            return  # nobody there: that may change
+        writer.close()
+        with contextlib.suppress(OSError, ssl.SSLError):
+            await writer.wait_closed()
+
+    async def close(self) -> None:
+        """Leave."""
+        if self._channel is not None:
+            await self._channel.close()
+        if self._closing:
+            await asyncio.gather(*self._closing, return_exceptions=True)
+
+
+def refusal(target: Target, error: grpc.aio.AioRpcError) -> ServerError:
+    """What a refusal for good means, in words."""
+    what = error.details() or error.code().name
+    advice = {
+        grpc.StatusCode.UNAUTHENTICATED: "Give the server's token: --token-file",
+        grpc.StatusCode.FAILED_PRECONDITION: "Give client and server the same exported folder",
+        grpc.StatusCode.NOT_FOUND: "Give client and server the same exported folder",
+    }.get(error.code(), "")
+    return ServerError(f"{target.address} refuses: {what}. {advice}".rstrip(". ") + ".")
+
+
+def _read(path: Path | None, what: str) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}; expected {what} as PEM") from None

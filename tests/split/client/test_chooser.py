@@ -1,0 +1,179 @@
+"""Which way is chosen, and when another is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from convoy.split.client.breaker import FIRST_S, LONGEST_S, Breaker
+from convoy.split.client.chooser import EVERY_S, TIMES, Chooser
+from convoy.split.client.link_meter import HEADERS_BYTES, LinkMeter
+from convoy.split.client.options import Objective, Options
+from convoy.split.client.ways import Way
+
+VARIANT: Any = SimpleNamespace(name="")
+
+
+def way(name: str, edge_s: float, size: float, server_s: float | None = 0.001) -> Way:
+    made = Way(name=name, variant=VARIANT, accuracy=0.9, edge_s=edge_s, bytes_per_image=size)
+    made.whole_s, made.server_s = 0.030, server_s
+    if size:
+        made.address, made.codec = SimpleNamespace(), SimpleNamespace()  # type: ignore[assignment]
+    if name.startswith("pool"):
+        made.entry = SimpleNamespace()  # type: ignore[assignment]
+    return made
+
+
+def chooser(objective: Objective = "throughput", **options: Any) -> Chooser:
+    """Of batches of 100: 30 ms on the edge, 20 ms and few bytes, or 1 ms and many."""
+    ways = [
+        way("edge", 0.030, 0),
+        way("pool2/uint4+zstd", 0.020, 135),
+        way("picture/mosaic", 0.004, 390),
+        way("picture/uint8", 0.001, 3072),
+    ]
+    meter = LinkMeter(rtt_s=0.002)
+    settings = Options(objective=objective, batch_size=100, **options)
+    return Chooser(ways=ways, options=settings, meter=meter)
+
+
+def set_link(of: Chooser, mbit: float) -> None:
+    of.meter.bandwidth_bytes_s = mbit * 125_000
+
+
+def settle(of: Chooser, begin: float = 0.0) -> str:
+    """What is chosen once it has had time."""
+    for number in range(20):
+        chosen = of.choose(begin + number * (EVERY_S + 0.01))
+    return chosen.name
+
+
+@pytest.mark.parametrize(
+    ("mbit", "expected"),
+    [
+        (0.5, "edge"),  # features alone would take 0.22 s
+        (10, "pool2/uint4+zstd"),  # 20 ms of edge, against 31 ms of a mosaic's way
+        (50, "picture/mosaic"),
+        (1000, "picture/uint8"),
+    ],
+)
+def test_throughput_is_set_by_the_slowest_part(mbit: float, expected: str) -> None:
+    of = chooser()
+    set_link(of, mbit)
+    assert settle(of) == expected
+    chosen = next(w for w in of.ways if w.name == expected)
+    sent_s = (chosen.bytes_per_image * 100 + HEADERS_BYTES) / (mbit * 125_000)
+    assert of.parts(chosen, 0.0)[1] == pytest.approx(sent_s if chosen.bytes_per_image else 0.0)
+
+
+def test_latency_is_their_sum() -> None:
+    of = chooser("latency")
+    set_link(of, 10)  # 20 + 11 + 1 + 2 ms, against 30 on the edge
+    assert settle(of) == "edge"
+    set_link(of, 1000)
+    assert settle(of, 100.0) == "picture/uint8"
+
+
+def test_bytes_and_privacy() -> None:
+    for objective in ("bytes", "privacy"):
+        of = chooser(objective)  # type: ignore[arg-type]
+        set_link(of, 1000)
+        assert settle(of) == "edge"  # which sends nothing at all
+        of.ways = of.ways[1:]
+        assert settle(of, 100.0) == "pool2/uint4+zstd"
+    of = chooser("privacy")
+    of.ways = [way("pool1/uint8", 0.01, 5000), way("picture/mosaic", 0.004, 390)]
+    set_link(of, 1000)
+    assert settle(of) == "pool1/uint8"
+
+
+def test_before_anything_is_known_what_is_lightest_is_sent() -> None:
+    assert chooser().choose(0.0).name == "pool2/uint4+zstd"
+
+
+def test_what_would_be_late_is_not_gone() -> None:
+    of = chooser("throughput", deadline_s=0.03)
+    set_link(of, 10)
+    assert settle(of) == "edge"
+
+
+def test_a_moments_noise_changes_nothing() -> None:
+    of = chooser()
+    set_link(of, 10)
+    assert settle(of) == "pool2/uint4+zstd"
+    now = 100.0
+    for number in range(30):
+        set_link(of, 1000 if number % TIMES == 0 else 10)
+        now += EVERY_S + 0.01
+        assert of.choose(now).name == "pool2/uint4+zstd"
+
+
+def test_nor_does_a_gain_of_a_few_percent() -> None:
+    of = chooser()
+    set_link(of, 10)
+    settle(of)
+    of.ways[2].bytes_per_image = 240  # 19.4 ms, against 20
+    assert settle(of, 100.0) == "pool2/uint4+zstd"
+    of.ways[2].bytes_per_image = 180
+    assert settle(of, 200.0) == "picture/mosaic"
+
+
+def test_a_change_that_lasts_is_followed() -> None:
+    of = chooser()
+    set_link(of, 10)
+    settle(of)
+    set_link(of, 1000)
+    chosen = [of.choose(50 + n * (EVERY_S + 0.01)).name for n in range(TIMES + 1)]
+    assert chosen[TIMES - 2] == "pool2/uint4+zstd"
+    assert chosen[-1] == "picture/uint8"
+
+
+def test_a_way_that_has_become_too_slow_is_left_at_once() -> None:
+    of = chooser()
+    set_link(of, 1000)
+    assert settle(of) == "picture/uint8"
+    set_link(of, 5)  # 0.5 s for these pictures
+    assert of.choose(1000.0).name != "picture/uint8"
+
+
+def test_a_server_that_was_never_asked_is_judged_by_what_others_said() -> None:
+    of = chooser()
+    set_link(of, 1000)
+    uint8 = of.ways[3]
+    uint8.server_s = None
+    of.ways[1].server_s = 0.010  # for 10 ms of edge work: as fast as the edge
+    of.ways[2].server_s = 0.026
+    assert of.parts(uint8, 0.0)[2] == pytest.approx(0.029)
+
+
+def test_a_server_that_was_slow_is_tried_again_in_time() -> None:
+    of = chooser()
+    set_link(of, 1000)
+    for w in of.ways[1:]:
+        w.note_server(10.0, 0.0)
+        w.server_s = 10.0
+    assert settle(of) == "edge"
+    assert of.choose(60.0).name == "edge"
+    assert settle(of, 400.0) != "edge"
+
+
+def test_the_way_that_was_asked_for_is_the_only_one() -> None:
+    of = chooser(way="picture/uint8")
+    set_link(of, 0.1)
+    assert settle(of) == "picture/uint8"
+
+
+def test_a_breaker_waits_longer_each_time() -> None:
+    breaker = Breaker()
+    assert breaker.trip()
+    assert not breaker.trip()  # it is open already
+    waits = []
+    for _ in range(6):
+        waits.append(breaker.wait_s)
+        breaker.probed(is_there=False)
+    assert waits == [FIRST_S, 0.5, 1.0, LONGEST_S, LONGEST_S, LONGEST_S]
+    breaker.probed(is_there=True)
+    assert not breaker.is_open
+    assert breaker.wait_s == FIRST_S

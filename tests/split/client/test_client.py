@@ -1,0 +1,365 @@
+"""The client against a server that behaves as told: right results, each once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import trustme
+from PIL import Image
+
+from convoy.errors import ManifestError, ServerError, UnknownNameError, UsageError
+from convoy.split.client import AsyncClient, Client, Result
+from convoy.split.client.sources import open_source
+
+from .. import toy
+from .played_cloud import PlayedCloud
+
+PATIENT: dict[str, Any] = {"connect_s": 30, "deadline_s": 30, "linger_s": 30}
+"""A busy computer is to change nothing."""
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    toy.export(folder)
+    return folder
+
+
+def in_loop(what: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    return asyncio.run(asyncio.wait_for(what(), 60))
+
+
+def check(results: list[Result], pixels: np.ndarray, tolerance: float = 1e-4) -> None:
+    """Each image has its own result, once, where it belongs."""
+    assert [r.index for r in results] == list(range(len(pixels)))
+    assert all(r.error is None for r in results)
+    found = np.stack([r.scores for r in results])
+    np.testing.assert_allclose(found, toy.logits(pixels), atol=tolerance, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("way", "tolerance"),
+    [
+        ("edge", 1e-4),
+        ("relu/float32", 1e-4),
+        ("relu/uint8+zstd", 0.1),
+        ("relu/uint4+zstd", 1.5),
+        ("picture/float32", 1e-4),
+        ("picture/uint8", 1e-4),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_every_way_computes_the_network(
+    exported: Path, way: str, tolerance: float, batch_size: int
+) -> None:
+    pixels = toy.pictures(50)
+    cloud = PlayedCloud(exported)
+
+    async def run() -> list[Result]:
+        async with (
+            cloud.up() as server,
+            AsyncClient(exported, server, way=way, batch_size=batch_size, **PATIENT) as client,
+        ):
+            return [result async for result in client.stream(pixels)]
+
+    results = in_loop(run)
+    check(results, pixels, tolerance)
+    assert {r.where for r in results} == {way}
+    expected = 0 if way == "edge" else -(-50 // batch_size)
+    assert len(cloud.asked) == expected
+
+
+def test_without_a_server_the_edge_computes_everything(exported: Path) -> None:
+    pixels = toy.pictures(20)
+    with Client(exported, None, batch_size=8) as client:
+        check(list(client.map(pixels)), pixels)
+        assert client.summary.as_json()["computed"] == {"edge": 20}
+        assert client.summary.sent_bytes == 0
+        one = client(pixels[3])
+        assert one.class_name == toy.CLASSES[int(toy.logits(pixels[3:4]).argmax())]
+
+
+def test_results_come_in_order_though_answers_do_not(exported: Path) -> None:
+    pixels = toy.pictures(40)
+    cloud = PlayedCloud(exported, delays=[0.2, 0.0, 0.1, 0.0, 0.15] * 8)
+
+    async def run() -> list[Result]:
+        async with (
+            cloud.up() as server,
+            AsyncClient(exported, server, way="picture/uint8", **PATIENT) as client,
+        ):
+            return [result async for result in client.stream(pixels)]
+
+    check(in_loop(run), pixels)
+
+
+def test_a_cloud_that_falls_silent_costs_no_image(exported: Path) -> None:
+    pixels = toy.pictures(60)
+    cloud = PlayedCloud(exported)
+    gone: list[str] = []
+
+    async def run() -> tuple[list[Result], AsyncClient]:
+        async with (
+            cloud.up() as server,
+            AsyncClient(exported, server, way="relu/float32", connect_s=30, deadline_s=3) as client,
+        ):
+
+            async def slowly() -> Any:
+                for number, picture in enumerate(pixels):
+                    cloud.silent = 20 <= number < 40
+                    if number == 40:
+                        while not any("is back" in text for text in client.notices):
+                            await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.01)
+                    yield picture
+
+            results = [result async for result in client.stream(slowly())]
+            gone.extend(client.notices)
+            return results, client
+
+    results, client = in_loop(run)
+    check(results, pixels)
+    where = [r.where for r in results]
+    assert where[:15] == ["relu/float32"] * 15
+    assert where[22:36] == ["edge"] * 14
+    assert where[-5:] == ["relu/float32"] * 5
+    assert client.summary.fallbacks > 0
+    assert client.summary.outages == 1
+    assert "DEADLINE_EXCEEDED" in gone[0]
+
+
+def test_a_server_that_is_killed_and_comes_again(exported: Path) -> None:
+    pixels = toy.pictures(80)
+    cloud = PlayedCloud(exported)
+
+    async def run() -> list[Result]:
+        first, again = cloud.up(), cloud.up()
+        server = await first.__aenter__()
+        async with AsyncClient(exported, server, way="relu/float32", **PATIENT) as client:
+
+            async def slowly() -> Any:
+                for number, picture in enumerate(pixels):
+                    if number == 20:
+                        await first.__aexit__(None, None, None)
+                    if number == 50:
+                        await again.__aenter__()
+                        while not any("is back" in text for text in client.notices):
+                            await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.002)
+                    yield picture
+
+            results = [result async for result in client.stream(slowly())]
+        await again.__aexit__(None, None, None)
+        return results
+
+    results = in_loop(run)
+    check(results, pixels)
+    assert [r.where for r in results[40:50]] == ["edge"] * 10
+    assert results[-1].where == "relu/float32"
+
+
+def test_a_server_with_too_much_to_do_is_asked_again(exported: Path) -> None:
+    pixels = toy.pictures(10)
+    cloud = PlayedCloud(exported)
+
+    async def run() -> tuple[list[Result], AsyncClient]:
+        async with (
+            cloud.up() as server,
+            AsyncClient(exported, server, way="relu/float32", **PATIENT) as client,
+        ):
+            cloud.refuses = grpc.StatusCode.RESOURCE_EXHAUSTED
+            results = [result async for result in client.stream(pixels)]
+            return results, client
+
+    results, client = in_loop(run)
+    check(results, pixels)
+    assert client.summary.fallbacks == 10
+    assert client.summary.outages == 0
+
+
+def test_an_answer_of_another_shape_is_no_result(exported: Path) -> None:
+    pixels = toy.pictures(6)
+    cloud = PlayedCloud(exported, wrong_width=True)
+
+    async def run() -> list[Result]:
+        async with (
+            cloud.up() as server,
+            AsyncClient(exported, server, way="relu/float32", **PATIENT) as client,
+        ):
+            return [result async for result in client.stream(pixels)]
+
+    results = in_loop(run)
+    check(results, pixels)
+    assert {r.where for r in results} == {"edge"}
+
+
+def test_without_fallback_what_fails_is_said(exported: Path) -> None:
+    cloud = PlayedCloud(exported)
+
+    async def run() -> list[Result]:
+        async with (
+            cloud.up() as server,
+            AsyncClient(
+                exported, server, way="relu/float32", deadline_s=0.2, fallback=False
+            ) as client,
+        ):
+            cloud.silent = True
+            return [result async for result in client.stream(toy.pictures(3))]
+
+    results = in_loop(run)
+    assert [r.index for r in results] == [0, 1, 2]
+    assert "did not answer in time" in str(results[0].error)
+
+
+def test_a_broken_picture_among_others(exported: Path, tmp_path: Path) -> None:
+    pixels = toy.pictures(3)
+    for number in (0, 2):
+        Image.fromarray(pixels[number]).save(tmp_path / f"{number}.png")
+    (tmp_path / "1.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    with Client(exported, None, batch_size=3) as client:
+        results = list(client.map(open_source(f"folder:{tmp_path}")))
+    assert [r.name for r in results] == ["0.png", "1.png", "2.png"]
+    assert [r.error is None for r in results] == [True, False, True]
+    assert "1.png" in str(results[1].error)
+    assert results[1].label is None
+    np.testing.assert_allclose(results[2].scores, toy.logits(pixels[2:])[0], atol=1e-4)
+
+
+def test_an_error_of_the_source_is_the_callers(exported: Path) -> None:
+    def images() -> Any:
+        yield toy.pictures(1)[0]
+        raise RuntimeError("the camera was unplugged")
+
+    with Client(exported, None) as client:
+        found = client.map(images())
+        assert next(found).index == 0
+        with pytest.raises(RuntimeError, match="unplugged"):
+            next(found)
+        assert client(toy.pictures(1)[0]).error is None
+
+
+def test_who_stops_reading_ends_the_stream(exported: Path) -> None:
+    taken = 0
+
+    def endless() -> Any:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield toy.pictures(1)[0]
+
+    with Client(exported, None) as client:
+        for result in client.map(endless()):
+            if result.index == 5:
+                break
+        before = taken
+        assert client(toy.pictures(1)[0]).error is None
+    assert taken <= before + 1
+    assert taken < 5000
+
+
+def with_server(exported: Path, cloud: PlayedCloud, **options: Any) -> Any:
+    """What becomes of a client that connects."""
+
+    async def run() -> Any:
+        async with cloud.up() as server, AsyncClient(exported, server, **options) as client:
+            return client.notices
+
+    return in_loop(run)
+
+
+def test_a_wrong_token_is_refused_at_once(exported: Path) -> None:
+    cloud = PlayedCloud(exported, token="right")
+    with pytest.raises(ServerError, match=r"no token that is known here. Give the server's token"):
+        with_server(exported, cloud, token="wrong")
+    assert with_server(exported, cloud, token="right") == []
+
+
+def test_a_server_with_other_models_is_refused(exported: Path, tmp_path: Path) -> None:
+    manifest = (exported / "manifest.json").read_text()
+    folder = tmp_path / "other"
+    shutil.copytree(exported, folder)
+    (folder / "manifest.json").write_text(manifest.replace('"model": "relu"', '"model": "pool9"'))
+    with pytest.raises(ServerError, match=r"no model 'pool9'.*same exported folder"):
+        with_server(folder, PlayedCloud(exported))
+
+
+def certified(authority: trustme.CA, host: str) -> grpc.ServerCredentials:
+    issued = authority.issue_cert(host)
+    chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+    return grpc.ssl_server_credentials([(issued.private_key_pem.bytes(), chain)])
+
+
+def test_tls_and_a_certificate_for_another_host(exported: Path, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
+
+    async def run(host: str, ca: str) -> list[Result]:
+        async with (
+            PlayedCloud(exported).up(certified(authority, host)) as server,
+            AsyncClient(
+                exported, server, ca=tmp_path / ca, way="relu/float32", deadline_s=30
+            ) as client,
+        ):
+            return [result async for result in client.stream(toy.pictures(3))]
+
+    assert {r.where for r in in_loop(lambda: run("localhost", "ca.pem"))} == {"relu/float32"}
+    with pytest.raises(ServerError, match=r"(?i)hostname mismatch.*Expected one for localhost"):
+        in_loop(lambda: run("cloud.example", "ca.pem"))
+    with pytest.raises(ServerError, match=r"certificate of localhost.* is refused.*other\.pem"):
+        in_loop(lambda: run("localhost", "other.pem"))
+
+
+def test_nobody_there_is_no_error(exported: Path) -> None:
+    with Client(exported, "grpc://localhost:1", deadline_s=0.2) as client:
+        check(list(client.map(toy.pictures(4))), toy.pictures(4))
+        assert "does not answer" in client.notices[0]
+
+
+@pytest.mark.parametrize(
+    ("server", "options", "error", "says"),
+    [
+        ("cloud:80", {}, UsageError, "expected grpcs://HOST:PORT"),
+        ("grpc://host:99999", {}, UsageError, "expected grpcs://HOST:PORT"),
+        ("grpc://cloud.example:80", {"token": "x"}, UsageError, "in plain text"),
+        (None, {"way": "pool2/uint8"}, UnknownNameError, "unknown way 'pool2/uint8'"),
+        (None, {"objective": "speed"}, UsageError, "expected one of latency"),
+        (None, {"deadline_s": 0}, UsageError, "more than 0"),
+        (None, {"batch_size": 0}, UsageError, "1 to 4096"),
+        (None, {"cert": Path("c.pem")}, UsageError, "belong together"),
+        ("grpcs://host:1", {"ca": Path("/none.pem")}, UsageError, "cannot read /none.pem"),
+    ],
+)
+def test_what_cannot_be(
+    exported: Path, server: str | None, options: dict[str, Any], error: type, says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        AsyncClient(exported, server, **options)
+
+
+def test_a_damaged_folder(exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(exported, folder)
+    (folder / "relu/1/edge.onnx").write_bytes(b"something else")
+    with pytest.raises(ManifestError, match=r"edge\.onnx is not the file .* SHA-256"):
+        AsyncClient(folder, None)
+    with pytest.raises(ManifestError, match="convoy split export"):
+        AsyncClient(tmp_path / "none", None)
+
+
+def test_neither_torch_nor_ray_is_needed() -> None:
+    code = (
+        "import sys, convoy.split.client, convoy.split.client.sources\n"
+        "found = {'torch', 'ray', 'onnx', 'matplotlib', 'zmq'} & set(sys.modules)\n"
+        "assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
