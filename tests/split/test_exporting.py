@@ -88,7 +88,7 @@ def test_the_folder_is_as_its_manifest_says(exported: tuple[Path, Manifest]) -> 
     assert manifest.variants[1].cuts[0].features.shape[0] == 4
     assert not [p for p in out.parent.iterdir() if p.name.startswith(".")]
     assert {path.name for path in out.iterdir()} == {
-        "manifest.json", "full", "relu1", "pool1", "full-pool1-4", "pool1-4"
+        "manifest.json", "samples.npy", "full", "relu1", "pool1", "full-pool1-4", "pool1-4"
     }  # fmt: skip
 
 

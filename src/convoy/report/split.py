@@ -57,7 +57,9 @@ def draw_split(plan: Mapping[str, Any], path: Path) -> None:
 def _best_of_each_place(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Of each cut the codec that comes first, in the network's order; what is no cut before."""
     first: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-    for row in rows:
+    for number, row in enumerate(rows):
+        if number and row["kind"] == "picture" and row["variant"]:
+            continue  # the full network's, but for less time in the cloud
         where = (row["variant"], row["cut"], row["codec"] if row["kind"] == "picture" else None)
         first.setdefault((row["kind"], *where), row)
     order = {"picture": 0, "split": 1, "local": 2}

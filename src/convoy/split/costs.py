@@ -173,7 +173,10 @@ def _by_bytes(candidate: Candidate, link: Link, count: int) -> tuple[float, ...]
 Key = Callable[[Candidate, Link, int], tuple[float, ...]]
 OBJECTIVES: dict[str, Key] = {
     "latency": lambda candidate, link, count: (latency_s(candidate, link, count),),
-    "throughput": lambda candidate, link, count: (-throughput(candidate, link, count),),
+    "throughput": lambda candidate, link, count: (
+        -throughput(candidate, link, count),
+        latency_s(candidate, link, count),
+    ),
     "bytes": _by_bytes,
     "privacy": _by_privacy,
 }

@@ -129,8 +129,14 @@ def _at(
             cloud_s=_sum(times.decode_s, cloud_s),
             answer_bytes=answer,
             accuracy=_accuracy(judged, codec),
-            depth=cut.macs_before / network.graph.macs if network.graph.macs else 0.0,
+            depth=_depth(cut),
         )
+
+
+def _depth(cut: GraphCut) -> float:
+    """How much of the work is before a cut; between two layers that count, how many nodes."""
+    nodes = cut.nodes_before / (cut.nodes_before + cut.nodes_after)
+    return (cut.macs_before + nodes) / (cut.macs_before + cut.macs_after + 1)
 
 
 def _judges(network: SplitNetwork, trial: Trial) -> bool:

@@ -101,14 +101,11 @@ def judge_features(
     found = Judged(tallies={name: Tally() for name in codecs})
     for batch in batches:
         features = edge(batch.images)
-        received: FloatArray | None = None
-        logits: FloatArray | None = None
+        received, logits = features, cloud(features)
         for name, codec in codecs.items():
             payload = codec.encode(features)
             decoded = codec.decode(payload, len(features))
-            if (
-                logits is None or received is None or not np.array_equal(decoded, received)
-            ):  # else as the codec before
+            if not np.array_equal(decoded, received):  # else as what was decoded before
                 received, logits = decoded, cloud(decoded)
             found.tallies[name].add(payload, logits, batch)
     return found

@@ -1,0 +1,193 @@
+"""`convoy split plan`: what it says of machines and links, and whole, of a network on digits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from convoy.api.splitting import plan_split
+from convoy.cluster import Cluster, Machine, Network, parse_cluster
+from convoy.errors import ClusterError, UnknownNameError, UsageError
+from convoy.report.split import draw_split
+from convoy.split.costs import Candidate, Curve, Link, Wish
+from convoy.split.planning import Place, SplitPlan, at_places, link_between, place
+
+from .graphs import make_run, straight
+
+CLUSTER = parse_cluster(
+    """
+    [[machine]]
+    name = "tower"
+    cpus = 4
+    [[machine]]
+    name = "camera"
+    cpus = 0.25
+    [[machine]]
+    name = "wish"
+    like = "camera"
+    speed = 0.5
+    [[link]]
+    between = ["camera", "tower"]
+    bandwidth = "10 Mbit/s"
+    latency = "5 ms"
+    """
+)
+
+
+def per_image(value: float) -> Curve:
+    return Curve(sizes=(1,), values=(value,))
+
+
+def test_machines_are_as_fast_as_their_cores() -> None:
+    assert place("camera", "--edge", CLUSTER).factor == 4
+    assert place("tower", "--edge", CLUSTER).factor == 1
+    assert place("wish", "--edge", CLUSTER).factor == 8
+    assert place("0.5", "--edge", None).factor == 2
+    with pytest.raises(ClusterError, match="unknown machine 'camara'. Nearest: camera"):
+        place("camara", "--edge", CLUSTER)
+    for wrong in ("camera", "0", "-1", "inf"):
+        with pytest.raises(UsageError, match=f"--edge {wrong}: expected cores above 0"):
+            place(wrong, "--edge", None)
+
+
+def test_the_link_is_the_files_unless_told_otherwise() -> None:
+    found = link_between("camera", "tower", CLUSTER, None, None)
+    assert (found.bandwidth_bit_s, found.latency_s) == (1e7, 0.005)
+    found = link_between("camera", "tower", CLUSTER, "1 Gbit/s", None)
+    assert (found.bandwidth_bit_s, found.latency_s) == (1e9, 0.005)
+    assert link_between("1", "1", None, "1 Mbit/s", "2 ms").latency_s == 0.002
+
+
+@pytest.mark.parametrize("bandwidth", ["0", "0 Mbit/s"])
+def test_an_uplink_of_nothing(bandwidth: str) -> None:
+    with pytest.raises(UsageError, match=r"--bandwidth: found '0.*a number above 0.*on the edge"):
+        link_between("1", "1", None, bandwidth, None)
+
+
+def test_a_link_has_to_be_given() -> None:
+    with pytest.raises(UsageError, match="say what joins edge and cloud"):
+        link_between("1", "1", None, None, None)
+
+
+def test_a_slow_edge_is_slow_on_the_edge_only() -> None:
+    candidate = Candidate(name="c", kind="split", edge_s=per_image(1.0), cloud_s=per_image(2.0))
+    found = at_places(candidate, Place(name="a", cores=0.25), Place(name="b", cores=2))
+    assert (found.edge_s(1), found.cloud_s(1)) == (4.0, 2.0)
+
+
+def made_plan(**changes: Any) -> SplitPlan:
+    """A cut that pays over fast links and the edge alone that pays over slow ones."""
+    ways = (
+        Candidate(name="all on the edge", kind="local", edge_s=per_image(0.01), accuracy=0.8),
+        Candidate(
+            name="pool2 as uint8",
+            kind="split",
+            cut="pool2",
+            codec="uint8",
+            edge_s=per_image(0.001),
+            sent_bytes=per_image(10000.0),
+            cloud_s=per_image(0.001),
+            accuracy=0.795,
+            depth=0.5,
+        ),
+        Candidate(
+            name="picture as jpeg",
+            kind="picture",
+            codec="jpeg",
+            sent_bytes=per_image(100.0),
+            accuracy=0.7,
+        ),
+    )
+    values: dict[str, Any] = {
+        "network": "net",
+        "dataset": "digits",
+        "edge": Place(name="camera", cores=1),
+        "cloud": Place(name="tower", cores=1),
+        "link": Link(bandwidth_bit_s=1e9, latency_s=0.0),
+        "wish": Wish(objective="throughput", count=10, accuracy=0.8),
+        "candidates": ways,
+        "judged_images": 100,
+    }
+    return SplitPlan(**(values | changes))
+
+
+def test_the_choice_in_words() -> None:
+    said = made_plan().verdict()
+    assert said.startswith("Cut at pool2 as uint8. ")
+    assert "all on the edge (all on the edge) gives 100 images/s" in said
+    assert "up to 8.9 Mbit/s all on the edge, from there pool2 as uint8" in said
+    slow = made_plan(link=Link(bandwidth_bit_s=1e6, latency_s=0.0)).verdict()
+    assert slow.startswith("Compute all on the edge. 100 images/s")
+    strict = made_plan(wish=Wish(count=10, accuracy=0.99))
+    assert strict.verdict().startswith("Nothing is within 1 points of the full network")
+    assert (strict.to_dict()["chosen"], strict.to_dict()["over_bandwidth"]) == (None, [])
+
+
+def test_rows_are_the_best_first_then_the_inaccurate() -> None:
+    rows = made_plan().to_dict()["rows"]
+    assert [(row["name"], row["refused"]) for row in rows] == [
+        ("pool2 as uint8", None),
+        ("all on the edge", None),
+        ("picture as jpeg", "10.0 points less accurate than the full network"),
+    ]
+
+
+def test_it_is_drawn(tmp_path: Path) -> None:
+    draw_split(made_plan().to_dict(), tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    draw_split(made_plan(wish=Wish(count=10, accuracy=0.99)).to_dict(), tmp_path / "none.png")
+    with pytest.raises(UsageError, match="is no folder"):
+        draw_split(made_plan().to_dict(), tmp_path / "nowhere" / "plan.png")
+
+
+def test_a_run_whole(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "chavan:3-8-12-10")
+    make_run(run / "narrow" / "pool1" / "f4", "chavan:3-4-12-10")
+    told: list[str] = []
+    plan = plan_split(
+        run,
+        edge="0.25",
+        cloud="1",
+        bandwidth="10 Mbit/s",
+        batch_size=10,
+        cuts=["pool1"],
+        accuracy_within=100,
+        images=50,
+        say=told.append,
+    )
+    document = json.loads(json.dumps(plan.to_dict()))
+    names = {row["name"]: row for row in document["rows"]}
+    codecs = ("float32", "float16", "uint8", "uint8+zstd", "uint4+zstd")
+    assert {f"{place} as {codec}" for place in ("pool1", "pool1:4") for codec in codecs} <= set(
+        names
+    )
+    assert {f"picture as {codec}" for codec in ("float32", "uint8", "jpeg", "mosaic")} <= set(names)
+    assert {"all on the edge", "all on the edge, pool1:4"} <= set(names)
+    assert names["pool1 as float32"]["sent_bytes"] == 10 * 4 * 8 * 3 * 3
+    assert names["pool1 as float32"]["accuracy"] == names["all on the edge"]["accuracy"]
+    assert document["judged_images"] == 50
+    assert told[-1] == "chavan:3-4-12-10: cut at pool1"
+    with pytest.raises(UnknownNameError, match="Nearest: pool1"):
+        plan_split(run, edge="1", cloud="1", bandwidth="1 Mbit/s", cuts=["pol1"])
+
+
+def test_a_file_from_elsewhere(tmp_path: Path) -> None:
+    nodes = [
+        onnx.helper.make_node("Neg", ["a"], ["b"]),
+        onnx.helper.make_node("Relu", ["b"], ["y"]),
+    ]
+    onnx.save(straight(nodes), str(tmp_path / "their.onnx"))
+    plan = plan_split(tmp_path / "their.onnx", edge="1", cloud="1", bandwidth="1 Mbit/s")
+    assert plan.judged_images is None
+    assert {c.name for c in plan.candidates} == {
+        "all on the edge", "picture as float32", "b as float32", "b as float16"
+    }  # fmt: skip
+
+
+def test_clusters_describe_more_than_two(tmp_path: Path) -> None:
+    cluster = Cluster(machines=(Machine(name="a"), Machine(name="b")), network=Network())
+    assert link_between("a", "b", cluster, None, None).bandwidth_bit_s == 1e9
