@@ -82,9 +82,9 @@ def test_a_slow_edge_is_slow_on_the_edge_only() -> None:
 def made_plan(**changes: Any) -> SplitPlan:
     """A cut that pays over fast links and the edge alone that pays over slow ones."""
     ways = (
-        Candidate(name="all on the edge", kind="local", edge_s=per_image(0.01), accuracy=0.8),
+        Candidate(name="edge", kind="local", edge_s=per_image(0.01), accuracy=0.8),
         Candidate(
-            name="pool2 as uint8",
+            name="pool2/uint8",
             kind="split",
             cut="pool2",
             codec="uint8",
@@ -95,7 +95,7 @@ def made_plan(**changes: Any) -> SplitPlan:
             depth=0.5,
         ),
         Candidate(
-            name="picture as jpeg",
+            name="picture/jpeg",
             kind="picture",
             codec="jpeg",
             sent_bytes=per_image(100.0),
@@ -117,9 +117,9 @@ def made_plan(**changes: Any) -> SplitPlan:
 
 def test_the_choice_in_words() -> None:
     said = made_plan().verdict()
-    assert said.startswith("Cut at pool2 as uint8. ")
-    assert "all on the edge (all on the edge) gives 100 images/s" in said
-    assert "up to 8.9 Mbit/s all on the edge, from there pool2 as uint8" in said
+    assert said.startswith("Cut: pool2/uint8. ")
+    assert "all on the edge (edge) gives 100 images/s" in said
+    assert "up to 8.9 Mbit/s edge, from there pool2/uint8" in said
     slow = made_plan(link=Link(bandwidth_bit_s=1e6, latency_s=0.0)).verdict()
     assert slow.startswith("Compute all on the edge. 100 images/s")
     strict = made_plan(wish=Wish(count=10, accuracy=0.99))
@@ -130,9 +130,9 @@ def test_the_choice_in_words() -> None:
 def test_rows_are_the_best_first_then_the_inaccurate() -> None:
     rows = made_plan().to_dict()["rows"]
     assert [(row["name"], row["refused"]) for row in rows] == [
-        ("pool2 as uint8", None),
-        ("all on the edge", None),
-        ("picture as jpeg", "10.0 points less accurate than the full network"),
+        ("pool2/uint8", None),
+        ("edge", None),
+        ("picture/jpeg", "10.0 points less accurate than the full network"),
     ]
 
 
@@ -162,13 +162,11 @@ def test_a_run_whole(tmp_path: Path) -> None:
     document = json.loads(json.dumps(plan.to_dict()))
     names = {row["name"]: row for row in document["rows"]}
     codecs = ("float32", "float16", "uint8", "uint8+zstd", "uint4+zstd")
-    assert {f"{place} as {codec}" for place in ("pool1", "pool1:4") for codec in codecs} <= set(
-        names
-    )
-    assert {f"picture as {codec}" for codec in ("float32", "uint8", "jpeg", "mosaic")} <= set(names)
-    assert {"all on the edge", "all on the edge, pool1:4"} <= set(names)
-    assert names["pool1 as float32"]["sent_bytes"] == 10 * 4 * 8 * 3 * 3
-    assert names["pool1 as float32"]["accuracy"] == names["all on the edge"]["accuracy"]
+    assert {f"{place}/{codec}" for place in ("pool1", "pool1:4") for codec in codecs} <= set(names)
+    assert {f"picture/{codec}" for codec in ("float32", "uint8", "jpeg", "mosaic")} <= set(names)
+    assert {"edge", "edge pool1:4"} <= set(names)
+    assert names["pool1/float32"]["sent_bytes"] == 10 * 4 * 8 * 3 * 3
+    assert names["pool1/float32"]["accuracy"] == names["edge"]["accuracy"]
     assert document["judged_images"] == 50
     assert told[-1] == "chavan:3-4-12-10: cut at pool1"
     with pytest.raises(UnknownNameError, match="Nearest: pool1"):
@@ -184,7 +182,7 @@ def test_a_file_from_elsewhere(tmp_path: Path) -> None:
     plan = plan_split(tmp_path / "their.onnx", edge="1", cloud="1", bandwidth="1 Mbit/s")
     assert plan.judged_images is None
     assert {c.name for c in plan.candidates} == {
-        "all on the edge", "picture as float32", "b as float32", "b as float16"
+        "edge", "picture/float32", "b/float32", "b/float16"
     }  # fmt: skip
 
 

@@ -191,9 +191,9 @@ class SplitPlan:
         chosen = best[0]
         found = self.cost(chosen)
         doing = {
-            LOCAL: f"Compute {chosen.name}.",
-            PICTURE: f"Compute all in the cloud: send the {chosen.name}.",
-        }.get(chosen.kind, f"Cut at {chosen.name}.")
+            LOCAL: "Compute all on the edge.",
+            PICTURE: f"Compute all in the cloud: {chosen.name}.",
+        }.get(chosen.kind, f"Cut: {chosen.name}.")
         figures = f"{_rate(found.images_per_s)} images/s one batch after another"
         if self.wish.count > 1:
             figures += f", {found.latency_s * 1e3:,.1f} ms for a batch of {self.wish.count}"

@@ -36,7 +36,7 @@ def test_a_plan_for_people(convoy: Convoy, model: Path, tmp_path: Path) -> None:
     ran = convoy("split", "plan", str(model), *PLAN, "--picture", str(picture))
     assert ran.status == 0, ran.err
     assert "theirs[1], 0.5 cores and 1 core at 10 Mbit/s, batch of 1, by latency" in ran.out
-    for way in ("all on the edge", "picture as float32", "h as float16"):
+    for way in ("edge", "picture/float32", "h/float16"):
         assert f"│ {way}" in ran.out
     assert "Compute all on the edge." in ran.out
     assert "no accuracy was measured" in ran.out
@@ -47,8 +47,8 @@ def test_a_plan_for_programs(convoy: Convoy, model: Path) -> None:
     ran = convoy("split", "plan", str(model), *PLAN, "--batch-size", "8", "--json")
     document = json.loads(ran.out)
     by_name = {row["name"]: row for row in document["rows"]}
-    assert document["rows"][document["chosen"]]["name"] == "all on the edge"
-    assert by_name["h as float16"]["sent_bytes"] == 8 * 4 * 2
+    assert document["rows"][document["chosen"]]["name"] == "edge"
+    assert by_name["h/float16"]["sent_bytes"] == 8 * 4 * 2
     assert len(document["over_bandwidth"]) == 61
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from typer import Argument, Option
 
@@ -89,30 +90,28 @@ def _table(plan: Mapping[str, Any], rows: list[dict[str, Any]], count: int) -> T
     table = Table(
         title=f"{plain(plan['network'])}, {plain(plan['edge']['name'])} and "
         f"{plain(plan['cloud']['name'])} at {plan['link']['bandwidth_bit_s'] / 1e6:g} Mbit/s, "
-        f"batch of {batch}, by {plan['objective']}",
+        f"batch of {batch}, by {plan['objective']}; milliseconds",
         caption=f"{count - len(rows)} more with --all" if count > len(rows) else None,
         header_style="bold",
-        padding=(0, 0, 0, 1),
+        box=SIMPLE_HEAD,
     )
     table.add_column("way", no_wrap=True)
-    for name in ("edge ms", "bytes/image", "transfer", "cloud", "latency", "one image"):
+    for name in ("edge", "link", "cloud", "latency", "images/s", "bytes", "accuracy"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("images/s", justify="right", no_wrap=True)
-    table.add_column("bound by", no_wrap=True)
-    table.add_column("accuracy", justify="right", no_wrap=True)
     for row in rows:
-        times = ("edge_s", "transfer_s", "cloud_s", "latency_s", "single_latency_s")
-        edge, transfer, cloud, latency, single = (f"{row[key] * 1e3:,.2f}" for key in times)
+        parts = {
+            "edge": row["edge_s"],
+            "link": row["transfer_s"],
+            "cloud": row["cloud_s"],
+            "latency": row["latency_s"],
+        }
+        cells = {name: f"{seconds * 1e3:,.2f}" for name, seconds in parts.items()}
+        cells[row["bottleneck"]] = f"[bold]{cells[row['bottleneck']]}[/]"
         table.add_row(
             plain(row["name"]),
-            edge,
-            f"{row['sent_bytes'] / batch:,.0f}",
-            transfer,
-            cloud,
-            latency,
-            single,
+            *cells.values(),
             f"{row['images_per_s']:,.0f}",
-            row["bottleneck"],
+            f"{row['sent_bytes'] / batch:,.0f}",
             _percent(row["accuracy"]),
         )
     return table

@@ -24,6 +24,7 @@ from convoy.split.making.timing import (
     session_times,
     sizes_for,
 )
+from convoy.split.manifest import way_name
 
 Say = Callable[[str], None]
 FLOAT_BYTES = 4
@@ -67,7 +68,7 @@ def candidates_of(network: SplitNetwork, trial: Trial, say: Say) -> Iterator[Can
         tests = network.test_batches(trial.images)
         judged = judge_pictures(network.session, network.preprocessing, tests).tallies
     yield Candidate(
-        name=_named("all on the edge", network.variant),
+        name=way_name(network.variant, None, None),
         kind=LOCAL,
         variant=network.variant,
         edge_s=whole_s,
@@ -76,7 +77,7 @@ def candidates_of(network: SplitNetwork, trial: Trial, say: Say) -> Iterator[Can
     )
     for codec, times in sent.items():
         yield Candidate(
-            name=_named(f"picture as {codec}", network.variant),
+            name=way_name(network.variant, None, codec),
             kind=PICTURE,
             variant=network.variant,
             codec=codec,
@@ -119,7 +120,7 @@ def _at(
         judged = judge_features(judging, network.loaded(after), codecs, tests).tallies
     for codec, times in sent.items():
         yield Candidate(
-            name=f"{network.variant or cut.name} as {codec}",
+            name=way_name(network.variant, cut.name, codec),
             kind=SPLIT,
             variant=network.variant,
             cut=cut.name,
@@ -146,10 +147,6 @@ def _judges(network: SplitNetwork, trial: Trial) -> bool:
 def _accuracy(judged: Mapping[str, Tally], codec: str) -> float | None:
     tally = judged.get(codec)
     return tally.correct / tally.images if tally else None
-
-
-def _named(what: str, variant: str) -> str:
-    return f"{what}, {variant}" if variant else what
 
 
 def _sum(a: Curve, b: Curve) -> Curve:
