@@ -14,7 +14,7 @@ from convoy.cluster import Cluster, Machine, Network, parse_cluster
 from convoy.errors import ClusterError, UnknownNameError, UsageError
 from convoy.report.split import draw_split
 from convoy.split.costs import Candidate, Curve, Link, Wish
-from convoy.split.planning import Place, SplitPlan, at_places, link_between, place
+from convoy.split.planning import Place, SplitPlan, at_places, between_places, link_between, place
 
 from .graphs import make_run, straight
 
@@ -77,6 +77,13 @@ def test_a_slow_edge_is_slow_on_the_edge_only() -> None:
     candidate = Candidate(name="c", kind="split", edge_s=per_image(1.0), cloud_s=per_image(2.0))
     found = at_places(candidate, Place(name="a", cores=0.25), Place(name="b", cores=2))
     assert (found.edge_s(1), found.cloud_s(1)) == (4.0, 2.0)
+
+
+def test_a_request_takes_slow_machines_longer() -> None:
+    link = Link(bandwidth_bit_s=1e6, latency_s=0.0, overhead_s=0.002)
+    found = between_places(link, Place(name="a", cores=0.25), Place(name="b", cores=0.5))
+    assert found.overhead_s == pytest.approx(0.004 + 0.002)
+    assert found.overhead_on_edge == pytest.approx(2 / 3)
 
 
 def made_plan(**changes: Any) -> SplitPlan:
