@@ -1,9 +1,9 @@
 """What a way takes when it is really gone: pipelined, or one batch after another.
 
     python -m convoy.split.measuring DIR --pictures FILE.npy --server grpc://HOST:PORT \\
-        --way pool2/uint8 --batch-size 100 --mode pipelined --seconds 3
+        --way pool2/uint8 --way edge --batch-size 100 --mode pipelined --seconds 3
 
-Prints one JSON document. It runs on the edge machine of a lab, without torch and Ray.
+Prints a line of JSON for each way. It runs on the edge machine of a lab, without torch and Ray.
 """
 
 from __future__ import annotations
@@ -121,32 +121,35 @@ def _way(client: AsyncClient) -> Way:
     return chooser.choose(time.perf_counter())
 
 
-async def _run(options: argparse.Namespace) -> dict[str, Any]:
-    settings = Options(
-        way=options.way,
-        batch_size=options.batch_size,
-        deadline_s=PATIENCE_S,
-        connect_s=PATIENCE_S,
-        linger_s=PATIENCE_S,
-        threads=options.threads,
-    )
+async def _run(options: argparse.Namespace) -> None:
     pictures = np.load(options.pictures, allow_pickle=False)
-    async with AsyncClient(options.folder, options.server, settings) as client:
-        return vars(await measure(client, pictures, options.mode, options.seconds))
+    for way in options.way:
+        settings = Options(
+            way=way,
+            batch_size=options.batch_size,
+            deadline_s=PATIENCE_S,
+            connect_s=PATIENCE_S,
+            linger_s=PATIENCE_S,
+            threads=options.threads,
+        )
+        async with AsyncClient(options.folder, options.server, settings) as client:
+            measured = await measure(client, pictures, options.mode, options.seconds)
+        sys.stdout.write(json.dumps(vars(measured)) + "\n")
+        sys.stdout.flush()
 
 
 def main() -> None:
-    """Measure one way."""
+    """Measure ways."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pictures", type=Path, required=True)
     parser.add_argument("--server")
-    parser.add_argument("--way", required=True)
+    parser.add_argument("--way", action="append", required=True)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--mode", choices=MODES, default="pipelined")
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=1)
-    json.dump(asyncio.run(_run(parser.parse_args())), sys.stdout)
+    asyncio.run(_run(parser.parse_args()))
 
 
 if __name__ == "__main__":

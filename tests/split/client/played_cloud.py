@@ -32,6 +32,8 @@ class PlayedCloud(service_pb2_grpc.GRPCInferenceServiceServicer):
     refuses: grpc.StatusCode | None = None
     says: str = "because"
     token: str | None = None
+    takes: tuple[str, ...] | None = None
+    """Codecs that it takes; all without it."""
     delays: list[float] = field(default_factory=list)
     """How long each of the next inferences takes, in turn."""
     wrong_width: bool = False
@@ -81,14 +83,10 @@ class PlayedCloud(service_pb2_grpc.GRPCInferenceServiceServicer):
         await self._behave(context)
         return pb.ServerReadyResponse(ready=True)
 
-    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        await self._behave(context)
-        if request.name not in self._models:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.name!r}")
-        return pb.ModelMetadataResponse(name=request.name)
-
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._behave(context)
+        if request.model_name not in self._models:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model_name!r}")
         session, digest = self._models[request.model_name]
         if request.parameters[DIGEST].string_param != digest:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "another file is here")
@@ -96,6 +94,8 @@ class PlayedCloud(service_pb2_grpc.GRPCInferenceServiceServicer):
         name = tensor.parameters[CODEC].string_param or PLAIN
         count = tensor.parameters[COUNT].int64_param or tensor.shape[0]
         self.asked.append(f"{request.model_name}/{name}")
+        if self.takes is not None and name not in self.takes:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no codec {name}")
         payload = raw if name == PLAIN else raw[4:]
         rows = session(self._codecs[request.model_name, name].decode(payload, count))
         if self.delays:

@@ -74,7 +74,7 @@ def test_every_way_computes_the_network(
     results = in_loop(run)
     check(results, pixels, tolerance)
     assert {r.where for r in results} == {way}
-    expected = 0 if way == "edge" else -(-50 // batch_size)
+    expected = 0 if way == "edge" else 1 + -(-50 // batch_size)  # one to see whether it takes it
     assert len(cloud.asked) == expected
 
 
@@ -188,18 +188,66 @@ def test_a_server_with_too_much_to_do_is_asked_again(exported: Path) -> None:
 
 def test_an_answer_of_another_shape_is_no_result(exported: Path) -> None:
     pixels = toy.pictures(6)
-    cloud = PlayedCloud(exported, wrong_width=True)
+    cloud = PlayedCloud(exported)
 
-    async def run() -> list[Result]:
+    async def run() -> tuple[list[Result], AsyncClient]:
         async with (
             cloud.up() as server,
             AsyncClient(exported, server, way="relu/float32", **PATIENT) as client,
         ):
-            return [result async for result in client.stream(pixels)]
+            cloud.wrong_width = True
+            return [result async for result in client.stream(pixels)], client
 
-    results = in_loop(run)
+    results, client = in_loop(run)
     check(results, pixels)
     assert {r.where for r in results} == {"edge"}
+    assert client.summary.outages == 0  # it is there, and answers others well
+    assert any("relu/float32 is not gone for 60 s" in text for text in client.notices)
+
+
+def test_a_server_that_answers_wrongly_from_the_start_is_refused(exported: Path) -> None:
+    with pytest.raises(ServerError, match=r"answered with \[\[1, 10\]\]; expected FP32 \[1, 5\]"):
+        with_server(exported, PlayedCloud(exported, wrong_width=True))
+
+
+def test_a_way_that_is_refused_in_the_middle_is_left_and_others_are_gone(exported: Path) -> None:
+    pixels = toy.pictures(60)
+    cloud = PlayedCloud(exported)
+
+    async def run() -> tuple[list[Result], AsyncClient]:
+        async with cloud.up() as server, AsyncClient(exported, server, **PATIENT) as client:
+            edge = client.ways.named("edge")
+
+            async def slowly() -> Any:
+                for number, picture in enumerate(pixels):
+                    edge.edge_s = 1.0  # so that it is worth while to ask
+                    cloud.takes = ("float32", "uint8") if number >= 20 else None
+                    await asyncio.sleep(0.005)
+                    yield picture
+
+            return [result async for result in client.stream(slowly())], client
+
+    results, client = in_loop(run)
+    check(results, pixels, 1.5)
+    assert client.summary.outages == 0
+    late = {r.where for r in results[45:]}
+    assert late <= {"picture/float32", "picture/uint8", "relu/float32"}
+
+
+def test_a_server_that_is_not_ours_takes_float32_only(exported: Path) -> None:
+    pixels = toy.pictures(10)
+    cloud = PlayedCloud(exported, takes=("float32",))
+
+    async def run() -> tuple[list[Result], AsyncClient]:
+        async with cloud.up() as server, AsyncClient(exported, server, **PATIENT) as client:
+            return [result async for result in client.stream(pixels)], client
+
+    results, client = in_loop(run)
+    check(results, pixels)
+    assert {r.where for r in results} <= {"edge", "relu/float32", "picture/float32"}
+    said = " ".join(client.notices)
+    assert "does not take picture/uint8, picture/jpeg" in said
+    assert "relu/uint4+zstd" not in said  # its accuracy keeps it away anyhow
 
 
 def test_without_fallback_what_fails_is_said(exported: Path) -> None:

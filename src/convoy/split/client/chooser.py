@@ -39,18 +39,20 @@ class Chooser:
 
     def choose(self, now: float) -> Way:
         """The way that the next batch is to take, while the cloud is there."""
+        ways = [way for way in self.ways if way.refused_until <= now]
         if self.options.way is not None:
-            self.current = next(way for way in self.ways if way.name == self.options.way)
+            asked = [way for way in ways if way.name == self.options.way]
+            self.current = (asked or [way for way in ways if way.is_edge])[0]
             return self.current
         if self.meter.bandwidth_bytes_s is None:  # what is lightest finds out most cheaply
-            sending = [way for way in self.ways if not way.is_edge] or [*self.ways]
+            sending = [way for way in ways if not way.is_edge] or ways
             self.current = min(sending, key=lambda way: way.bytes_per_image)
             return self.current
-        if self.current is not None and now < self._judged + EVERY_S:
+        if self.current in ways and now < self._judged + EVERY_S:
             return self.current
         self._judged = now
-        costs = {w.name: self.cost(w, now) for w in self.ways if self.is_in_time(w, now)}
-        best = min((way for way in self.ways if way.name in costs), key=lambda w: costs[w.name])
+        costs = {w.name: self.cost(w, now) for w in ways if self.is_in_time(w, now)}
+        best = min((way for way in ways if way.name in costs), key=lambda w: costs[w.name])
         if self.current is None or self.current.name not in costs:
             self._take(best)
         elif costs[best.name] < (1 - MARGIN) * costs[self.current.name]:

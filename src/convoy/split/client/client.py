@@ -73,9 +73,9 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         """Connect. Raises ServerError where the server refuses this client."""
         if self.cloud is not None:
-            named = self.options.way and self.ways.named(self.options.way)
+            ways, width = self.ways, self.ways.manifest.output.elements
             try:
-                await self.cloud.meet([named] if named else self.ways.all)
+                await self.cloud.meet(ways.all, ways.preprocessing, width)
             except BaseException:
                 await self.close()
                 raise
@@ -183,11 +183,10 @@ class AsyncClient:
 
     async def _away(self, batch: Batch, way: Way, payload: bytes) -> FloatArray | None:
         assert self.cloud is not None
-        manifest, takes_s = self.ways.manifest, self._takes_s(way)
-        shape = (len(batch.pixels), *(way.entry.features if way.entry else manifest.input).shape)
+        width, takes_s = self.ways.manifest.output.elements, self._takes_s(way)
         self._ahead_s += takes_s
         try:
-            return await self.cloud.ask(way, payload, shape, manifest.output.elements)
+            return await self.cloud.ask(way, payload, len(batch.pixels), width)
         finally:
             self._ahead_s -= takes_s
             if len(self._in_flight) <= 1 or self._ahead_s < 0:

@@ -7,12 +7,14 @@ rather than when its own deadline has come.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 
 from convoy.errors import CodecError, ServerError
 from convoy.split.client.breaker import Breaker
@@ -20,9 +22,14 @@ from convoy.split.client.link_meter import LinkMeter
 from convoy.split.client.transport import FOR_GOOD, Transport, refusal
 from convoy.split.client.ways import Way
 from convoy.split.codecs import FloatArray
-from convoy.split.messages import answer_of, request
+from convoy.split.manifest import Preprocessing
+from convoy.split.messages import PLAIN, Address, answer_of, request
+from convoy.split.pictures import Pixels
 from convoy.split.probes import padded
 
+AVOIDED_S = 60.0
+"""How long a way is not gone after a refusal that no waiting mends: somebody may mend it."""
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
 STALE_S = 1.0
 """After so long without a request that tells of the bandwidth, it is measured by a probe."""
 PROBE_BYTES = (1 << 13, 1 << 18)
@@ -48,11 +55,19 @@ class Cloud:
         """Whether it is worth asking."""
         return not self.breaker.is_open
 
-    async def meet(self, ways: Sequence[Way]) -> None:
-        """Connect; without an answer the edge begins alone.
+    async def meet(self, ways: Sequence[Way], by: Preprocessing, width: int) -> None:
+        """Connect, and send a picture each way; without an answer the edge begins alone.
+
+        Ways that this server does not take, as one that is not Convoy's takes float32 only, are
+        not gone; a notice says so.
+
+        Args:
+            ways: those that may be gone.
+            by: what pictures are prepared by.
+            width: of an answer.
 
         Raises:
-            ServerError: it refuses this client, or does not have what these ways ask of it.
+            ServerError: it refuses this client, or has other models than these ways are for.
         """
         transport, patience_s = self._transport, self._transport.options.connect_s
         transport.connect()
@@ -61,25 +76,54 @@ class Cloud:
             await transport.explain()
             self._give_up("it does not answer")
             return
+        black = np.zeros((1, by.height, by.width, by.channels), np.uint8)
+        by_address: dict[Address, list[Way]] = {}
         for way in ways:
             if way.address is not None:
-                await transport.check(way.address.model, way.address.version, patience_s)
+                by_address.setdefault(way.address, []).append(way)
+        for of_one in by_address.values():
+            await self._try(sorted(of_one, key=lambda way: way.bytes_per_image), black, by, width)
         began = time.perf_counter()
         if await transport.is_ready(patience_s):
             self.meter.note(0, began, time.perf_counter(), 0.0)
 
-    async def ask(
-        self, way: Way, payload: bytes, shape: tuple[int, ...], width: int
-    ) -> FloatArray | None:
-        """The server's scores, float32 [n, width], or None where they do not come.
+    async def _try(self, ways: Sequence[Way], black: Pixels, by: Preprocessing, width: int) -> None:
+        """Ask a model for one answer, by the lightest of its ways, or as any client would."""
+        tried = list(dict.fromkeys([ways[0], *(w for w in ways if w.codec.name == PLAIN)]))
+        for way in tried:
+            assert way.address is not None
+            message = request(way.address, way.codec.name, way.encoded(black, by), (1, *way.shape))
+            try:
+                answer = await self._transport.infer(message, self._transport.options.connect_s)
+                answer_of(answer, 1, width)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is INVALID and way is not tried[-1]:
+                    continue
+                if error.code() is INVALID or error.code() in FOR_GOOD:
+                    raise refusal(self._transport.target, error) from None
+                return  # whatever it is, it may pass
+            except CodecError as error:
+                raise ServerError(f"{self._transport.target.address}: {error}") from None
+            if way is not tried[0]:
+                self._drop([other for other in ways if other.codec.name != PLAIN])
+            return
+
+    def _drop(self, ways: Sequence[Way]) -> None:
+        for way in ways:
+            way.refused_until = math.inf
+        if ways:
+            names = ", ".join(way.name for way in ways)
+            self._say(f"this server does not take {names}: these ways are not gone")
+
+    async def ask(self, way: Way, payload: bytes, count: int, width: int) -> FloatArray | None:
+        """The server's scores, float32 [count, width], or None where they do not come.
 
         Args:
-            payload: what the way's codec made of a tensor.
-            shape: of that tensor, its n first.
+            payload: what the way's codec made of so many images.
         """
         if self.breaker.is_open or way.address is None:
             return None
-        message = request(way.address, way.codec.name, payload, shape)
+        message = request(way.address, way.codec.name, payload, (count, *way.shape))
         self.sent_bytes += len(payload)
         sent = time.perf_counter()
         asking = asyncio.ensure_future(self._transport.infer(message, self._deadline_s))
@@ -88,12 +132,12 @@ class Cloud:
             await asyncio.wait({asking, given_up}, return_when=asyncio.FIRST_COMPLETED)
             if not asking.done():
                 return None
-            scores, server_s = answer_of(asking.result(), shape[0], width)
+            scores, server_s = answer_of(asking.result(), count, width)
         except grpc.aio.AioRpcError as error:
-            self._refused(error)
+            self._refused(way, error)
             return None
         except CodecError as error:
-            self._give_up(str(error))
+            self._avoid(way, str(error))
             return None
         finally:
             asking.cancel()
@@ -110,15 +154,22 @@ class Cloud:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._transport.close()
 
-    def _refused(self, error: grpc.aio.AioRpcError) -> None:
+    def _refused(self, way: Way, error: grpc.aio.AioRpcError) -> None:
         """What a failed request means for those that come."""
         code = error.code()
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return  # it has too much to do just now: the edge does this one
-        if code in FOR_GOOD or code is grpc.StatusCode.INVALID_ARGUMENT:
-            self._give_up(str(refusal(self._transport.target, error)))
+        if code in FOR_GOOD or code is INVALID:
+            self._avoid(way, str(refusal(self._transport.target, error)))
         else:
             self._give_up(f"{code.name}: {error.details()}")
+
+    def _avoid(self, way: Way, why: str) -> None:
+        """Not gone for a while; others may be."""
+        now = time.perf_counter()
+        if way.refused_until < now:
+            self._say(f"{way.name} is not gone for {AVOIDED_S:.0f} s: {why}")
+        way.refused_until = now + AVOIDED_S
 
     def _give_up(self, why: str) -> None:
         if not self.breaker.trip():

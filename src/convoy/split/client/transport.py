@@ -134,18 +134,6 @@ class Transport:
             return False
         return True
 
-    async def check(self, model: str, version: int, timeout_s: float) -> None:
-        """Raise ServerError if the server does not have this model, or refuses this client."""
-        try:
-            await self._stub.ModelMetadata(
-                pb.ModelMetadataRequest(name=model, version=str(version)),
-                timeout=timeout_s,
-                metadata=self._metadata,
-            )
-        except grpc.aio.AioRpcError as error:
-            if error.code() in FOR_GOOD:
-                raise refusal(self.target, error) from None
-
     async def explain(self) -> None:
         """Raise ServerError if it is the certificate for which no connection comes about."""
         if not self.target.secure:

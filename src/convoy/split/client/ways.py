@@ -40,7 +40,7 @@ NEW = 0.2
 """How much a new figure counts against those before."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Way:
     """One of them, and what is known of it. Figures are those of a whole batch."""
 
@@ -57,6 +57,10 @@ class Way:
     sends_pixels: bool = False
     """What the codec takes: pixels, or a tensor."""
     entry: CutEntry | None = None
+    shape: tuple[int, ...] = ()
+    """Of the tensor that the model there takes, for one image."""
+    refused_until: float = float("-inf")
+    """The server does not take it before then."""
     edge_s: float = 0.0
     bytes_per_image: float = 0.0
     whole_s: float = 0.0
@@ -74,16 +78,19 @@ class Way:
     def prepare(self, pixels: Pixels, by: Preprocessing) -> FloatArray | bytes:
         """What the edge does: logits where it does all, otherwise what is to be sent."""
         began = time.perf_counter()
-        result: FloatArray | bytes
-        if self.sends_pixels:
-            result = self.codec.encode(pixels)
-        else:
-            tensor = normalised(pixels, by)
-            if self.session is not None:
-                tensor = self.session(tensor)
-            result = tensor if self.is_edge else self.codec.encode(tensor)
+        result = self._computed(pixels, by) if self.is_edge else self.encoded(pixels, by)
         self.note_edge(time.perf_counter() - began, len(pixels), result)
         return result
+
+    def encoded(self, pixels: Pixels, by: Preprocessing) -> bytes:
+        """What is to be sent of pictures."""
+        what = pixels if self.sends_pixels else self._computed(pixels, by)
+        payload: bytes = self.codec.encode(what)
+        return payload
+
+    def _computed(self, pixels: Pixels, by: Preprocessing) -> FloatArray:
+        tensor = normalised(pixels, by)
+        return tensor if self.session is None else self.session(tensor)
 
     def note_edge(self, seconds: float, count: int, result: FloatArray | bytes) -> None:
         """What it took, for a batch of which size, and what came of it."""
@@ -202,6 +209,7 @@ def _ways_of(manifest: Manifest, variant: Variant) -> Iterator[Way]:
             else picture_codec(facts.name, by),
             sends_pixels=not plain,
             address=address,
+            shape=manifest.input.shape,
             bytes_per_image=facts.bytes_per_image,
         )
     for entry in variant.cuts:
@@ -225,6 +233,7 @@ def _ways_of_cut(variant: Variant, entry: CutEntry) -> Iterator[Way]:
                 facts.name, shape=entry.features.shape, low=entry.low, high=entry.high
             ),
             address=address,
+            shape=entry.features.shape,
             entry=entry,
             bytes_per_image=facts.bytes_per_image,
         )

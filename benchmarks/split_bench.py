@@ -1,0 +1,181 @@
+"""Ways between an edge and a cloud, in the lab, beside what the plan foresees. Needs root.
+
+    sudo python benchmarks/split_bench.py cifar10 --run RUN --data-dir DATA [--seconds 2]
+    sudo python benchmarks/split_bench.py large [--seconds 3]
+
+`cifar10`: the run that `split_narrow.py` left, cut at pool2 with 32 and fewer filters. `large`:
+caffenet cut at pool1 and pool2, and resnet18, with pictures of 112x112, whose weights are not
+trained: times and bytes, no accuracies. Links of 1 Gbit/s, 100 and 10 Mbit/s; an edge of 1.0 and of
+0.25 cores; batches of 1 and of 100 (8 of the large ones); synchronous, as in the paper, and
+pipelined. A row of `split_bench_NAME` is a way in a setting; of `split_choices_NAME` a setting: the
+best way that is accurate enough, and what the plan's first choice is worth beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, write
+from convoy.api.splitting import export_split
+from convoy.report.split_bench import draw_split_bench
+from convoy.split.bench import Setting, bench, foreseen_beside, judged, settings_of
+from convoy.split.manifest import load, read_samples
+
+MBIT = 1e6
+WIDTHS = (4, 8, 16, 24)
+WITHIN = 1.0
+"""Points of accuracy that a way may lose to be chosen."""
+LARGE = {
+    "caffenet": ("pool1", "pool2"),
+    "resnet18": ("stage1", "stage2", "stage3"),
+}
+PICTURES = ("picture/float32", "picture/uint8", "picture/jpeg", "picture/mosaic")
+CODECS = ("float32", "uint8+zstd", "uint4+zstd")
+
+
+def all_settings(batch_sizes: Sequence[int]) -> list[Setting]:
+    """Those of a whole core on three links, and of a quarter of one on two."""
+    whole = settings_of([1000 * MBIT, 100 * MBIT, 10 * MBIT], [1.0], batch_sizes)
+    quarter = settings_of([100 * MBIT, 10 * MBIT], [0.25], batch_sizes[-1:])
+    return whole + quarter
+
+
+def measured(
+    name: str, folder: Path, ways: Sequence[str], batch_sizes: Sequence[int], seconds: float
+) -> list[dict[str, Any]]:
+    """Rows of all ways in all settings; also written and drawn."""
+    manifest = load(folder)
+    pictures = read_samples(folder, manifest)
+    assert pictures is not None, "exported from a data set"
+    settings = all_settings(batch_sizes)
+    rows = bench(
+        folder,
+        pictures,
+        settings,
+        ways,
+        foreseen_beside(folder, pictures, settings, ways),
+        seconds=seconds,
+        name=f"s{os.getpid() % 10**6}",
+        watch=lambda setting, row: print(
+            f"{setting}: {row['way']} {row['images_per_s']:,.0f} images/s, foreseen "
+            f"{row['foreseen_images_per_s']:,.0f}",
+            flush=True,
+        ),
+    )
+    accuracies = accuracies_of(folder)
+    whole = manifest.variants[0].accuracy
+    for row in rows:
+        row["accuracy"] = accuracies.get(row["way"])
+    good = [
+        row
+        for row in rows
+        if whole is None or (row["accuracy"] or 0) >= whole - WITHIN / 100 - 1e-9
+    ]
+    keep = ("bandwidth_bit_s", "edge_cpus", "batch_size", "mode", "way", "accuracy")
+    keep += ("images_per_s", "foreseen_images_per_s", "latency_s", "foreseen_latency_s")
+    keep += ("bytes_per_image", "edge_s", "server_s")
+    about = f"{name}: what ways do between emulated machines, and what was foreseen."
+    write(f"split_bench_{name}", [{k: row[k] for k in keep} for row in rows], about=about)
+    about = f"{name}: the plan's first choice beside the best that was measured."
+    write(f"split_choices_{name}", judged(good), about=about)
+    draw_split_bench(rows, RESULTS / f"split_bench_{name}.png")
+    return rows
+
+
+def accuracies_of(folder: Path) -> dict[str, float | None]:
+    """By way."""
+    from convoy.split.client.options import Options
+    from convoy.split.client.ways import open_ways
+
+    found = open_ways(folder, Options(accuracy_within=100.0))
+    return {way.name: way.accuracy for way in found.all}
+
+
+def ratios(rows: Sequence[dict[str, Any]], whole: float | None) -> list[dict[str, Any]]:
+    """What a split is worth at 10 Mbit/s, with an edge of a core: in batches of 100, pipelined.
+
+    The split is the fastest that is accurate enough; the last row is of latency, one at a time.
+    """
+
+    def of(way: str, batch: int, mode: str) -> dict[str, Any]:
+        key = (10 * MBIT, 1.0, batch, mode, way)
+        names = ("bandwidth_bit_s", "edge_cpus", "batch_size", "mode", "way")
+        return next(row for row in rows if tuple(row[n] for n in names) == key)
+
+    least = (whole or 0) - WITHIN / 100 - 1e-9
+    splits = [
+        row["way"]
+        for row in rows
+        if row["way"].partition("/")[0] not in ("edge", "picture")
+        and "edge" not in row["way"]
+        and (row["accuracy"] or 0) >= least
+    ]
+    chosen = max(set(splits), key=lambda way: of(way, 100, "pipelined")["images_per_s"])
+    fastest = of(chosen, 100, "pipelined")["images_per_s"]
+    quick = min(set(splits), key=lambda way: of(way, 1, "synchronous")["latency_s"])
+    found = [
+        {
+            "what": f"throughput of {chosen} / {way}",
+            "measured": fastest / of(way, 100, "pipelined")["images_per_s"],
+            "to reach": reach,
+        }
+        for way, reach in (("picture/float32", 20), ("picture/uint8", 5), ("picture/mosaic", 1.3))
+    ]
+    slow = of("picture/float32", 1, "synchronous")["latency_s"]
+    latency = {
+        "what": f"latency one at a time of picture/float32 / {quick}",
+        "measured": slow / of(quick, 1, "synchronous")["latency_s"],
+        "to reach": 10,
+    }
+    return [*found, latency]
+
+
+def cifar10(options: argparse.Namespace, folder: Path) -> None:
+    """The paper's network."""
+    out = folder / "exported"
+    cuts = ["pool2", *(f"pool2:{width}" for width in WIDTHS)]
+    export_split(options.run, cuts, out, data_dir=options.data_dir, say=print)
+    ways = ["edge", "edge pool2:8", *PICTURES, *(f"pool2/{codec}" for codec in CODECS)]
+    ways += ["pool2:8/float32", "pool2:8/uint8+zstd"]
+    ways += [f"pool2:{width}/uint4+zstd" for width in WIDTHS]
+    rows = measured("cifar10", out, ways, (1, 100), options.seconds)
+    whole = load(out).variants[0].accuracy
+    about = "cifar10-full at 10 Mbit/s, an edge of a core: ratios that are to be reached."
+    write("split_ratios", ratios(rows, whole), about=about)
+
+
+def large(options: argparse.Namespace, folder: Path) -> None:
+    """Networks for ImageNet, untrained."""
+    for network, cuts in LARGE.items():
+        run, out = folder / f"run-{network}", folder / f"exported-{network}"
+        command = [sys.executable, "-m", "convoy", "train", "--network", network]
+        command += ["--data", "synthetic:3x112x112:100", "--steps", "1", "--batch-size", "4"]
+        command += ["--strategy", "single", "--lr", "0.0001", "--out", str(run)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        export_split(run, list(cuts), out, accuracy=False, say=print)
+        ways = ["edge", *PICTURES]
+        ways += [f"{cut}/{codec}" for cut in cuts for codec in ("float32", "uint4+zstd")]
+        measured(network, out, ways, (1, 8), options.seconds)
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", choices=["cifar10", "large"])
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--seconds", type=float, default=2.0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        {"cifar10": cifar10, "large": large}[options.study](options, Path(name))
+
+
+if __name__ == "__main__":
+    main()
