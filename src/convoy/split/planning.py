@@ -222,11 +222,10 @@ class SplitPlan:
         said = []
         for what, candidates in others.items():
             if candidates and candidates[0].kind != chosen.kind:
-                name = candidates[0].name
-                said.append(
-                    (what if what == name else f"{what} ({name})")
-                    + f" {self._against(candidates[0])}"
-                )
+                other = candidates[0]
+                is_plain = other.kind == LOCAL and not other.variant
+                named = what if is_plain else f"{what} ({other.name})"
+                said.append(f"{named} {self._against(other)}")
         return [f"Beside it: {'; '.join(said)}."] if said else []
 
     def _against(self, other: Candidate) -> str:
