@@ -125,7 +125,7 @@ def made_plan(**changes: Any) -> SplitPlan:
 def test_the_choice_in_words() -> None:
     said = made_plan().verdict()
     assert said.startswith("Cut: pool2/uint8. ")
-    assert "all on the edge (edge) gives 100 images/s" in said
+    assert "all on the edge gives 100 images/s" in said
     assert "up to 8.9 Mbit/s edge, from there pool2/uint8" in said
     slow = made_plan(link=Link(bandwidth_bit_s=1e6, latency_s=0.0)).verdict()
     assert slow.startswith("Compute all on the edge. 100 images/s")
