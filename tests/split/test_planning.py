@@ -14,7 +14,7 @@ from convoy.cluster import Cluster, Machine, Network, parse_cluster
 from convoy.errors import ClusterError, UnknownNameError, UsageError
 from convoy.report.split import draw_split
 from convoy.split.costs import Candidate, Curve, Link, Wish
-from convoy.split.planning import Place, SplitPlan, at_places, link_between, place
+from convoy.split.planning import Place, SplitPlan, at_places, between_places, link_between, place
 
 from .graphs import make_run, straight
 
@@ -79,6 +79,13 @@ def test_a_slow_edge_is_slow_on_the_edge_only() -> None:
     assert (found.edge_s(1), found.cloud_s(1)) == (4.0, 2.0)
 
 
+def test_a_request_takes_slow_machines_longer() -> None:
+    link = Link(bandwidth_bit_s=1e6, latency_s=0.0, overhead_s=0.002)
+    found = between_places(link, Place(name="a", cores=0.25), Place(name="b", cores=0.5))
+    assert found.overhead_s == pytest.approx(0.004 + 0.002)
+    assert found.overhead_on_edge == pytest.approx(2 / 3)
+
+
 def made_plan(**changes: Any) -> SplitPlan:
     """A cut that pays over fast links and the edge alone that pays over slow ones."""
     ways = (
@@ -118,7 +125,7 @@ def made_plan(**changes: Any) -> SplitPlan:
 def test_the_choice_in_words() -> None:
     said = made_plan().verdict()
     assert said.startswith("Cut: pool2/uint8. ")
-    assert "all on the edge (edge) gives 100 images/s" in said
+    assert "all on the edge gives 100 images/s" in said
     assert "up to 8.9 Mbit/s edge, from there pool2/uint8" in said
     slow = made_plan(link=Link(bandwidth_bit_s=1e6, latency_s=0.0)).verdict()
     assert slow.startswith("Compute all on the edge. 100 images/s")

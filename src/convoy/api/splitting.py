@@ -19,7 +19,7 @@ from convoy.split.making.folder import ExportSettings, Say, export_networks
 from convoy.split.making.networks import SplitNetwork
 from convoy.split.making.repository import check_vacant
 from convoy.split.manifest import Manifest
-from convoy.split.planning import SplitPlan, at_places, link_between, place
+from convoy.split.planning import SplitPlan, at_places, between_places, link_between, place
 
 
 def export_split(
@@ -197,7 +197,7 @@ def plan_split(
         dataset=full.data.name if full.data else None,
         edge=here,
         cloud=there,
-        link=link,
+        link=between_places(link, here, there),
         wish=replace(wish, accuracy=measured[0].accuracy),
         candidates=tuple(at_places(candidate, here, there) for candidate in measured),
         judged_images=judged,

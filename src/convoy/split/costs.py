@@ -82,7 +82,9 @@ class Link:
     latency_s: float
     """One way."""
     overhead_s: float = OVERHEAD_S
-    """Of a request, whatever it carries; half of it on either machine."""
+    """Of a request, whatever it carries, on both machines together."""
+    overhead_on_edge: float = 0.5
+    """How much of that is the edge's."""
     overhead_bytes: float = OVERHEAD_BYTES
 
     def __post_init__(self) -> None:
@@ -128,8 +130,12 @@ def cost(candidate: Candidate, link: Link, count: int) -> Cost:
         sent, cloud_s = candidate.sent_bytes(count), candidate.cloud_s(count)
         there, back = link.wire_s(sent), link.wire_s(candidate.answer_bytes(count))
         transfer_s = there + back + 2 * link.latency_s + link.overhead_s
-        half = link.overhead_s / 2
-        stages = {"edge": edge_s + half, "link": max(there, back), "cloud": cloud_s + half}
+        on_edge = link.overhead_s * link.overhead_on_edge
+        stages = {
+            "edge": edge_s + on_edge,
+            "link": max(there, back),
+            "cloud": cloud_s + link.overhead_s - on_edge,
+        }
     latency_s = edge_s + transfer_s + cloud_s
     bottleneck = max(stages, key=lambda stage: stages[stage])
     return Cost(

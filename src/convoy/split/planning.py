@@ -110,6 +110,15 @@ def at_places(candidate: Candidate, edge: Place, cloud: Place) -> Candidate:
     )
 
 
+def between_places(link: Link, edge: Place, cloud: Place) -> Link:
+    """A link whose requests take machines like this one so long, as it is between those."""
+    on_edge = link.overhead_s * link.overhead_on_edge * edge.factor
+    on_cloud = link.overhead_s * (1 - link.overhead_on_edge) * cloud.factor
+    return replace(
+        link, overhead_s=on_edge + on_cloud, overhead_on_edge=on_edge / (on_edge + on_cloud)
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SplitPlan:
     """Every way there is, for two machines, a link and a wish."""
@@ -213,7 +222,10 @@ class SplitPlan:
         said = []
         for what, candidates in others.items():
             if candidates and candidates[0].kind != chosen.kind:
-                said.append(f"{what} ({candidates[0].name}) {self._against(candidates[0])}")
+                other = candidates[0]
+                is_plain = other.kind == LOCAL and not other.variant
+                named = what if is_plain else f"{what} ({other.name})"
+                said.append(f"{named} {self._against(other)}")
         return [f"Beside it: {'; '.join(said)}."] if said else []
 
     def _against(self, other: Candidate) -> str:
