@@ -26,7 +26,7 @@ from convoy.split.costs import Candidate, Link, cost
 from convoy.split.foreseen import candidates_of_folder
 from convoy.split.measuring import MODES
 from convoy.split.pictures import Pixels
-from convoy.split.planning import Place, at_places
+from convoy.split.planning import Place, at_places, between_places
 
 EDGE, CLOUD = "edge", "cloud"
 LATENCY_S = 5e-5
@@ -132,10 +132,10 @@ def foreseen_beside(
 
 def _beside(candidate: Candidate, setting: Setting) -> dict[str, float]:
     """What was foreseen of a way in a setting."""
-    edge = Place(name=EDGE, cores=setting.edge_cpus)
-    there = at_places(candidate, edge, Place(name=CLOUD, cores=1.0))
+    edge, cloud = Place(name=EDGE, cores=setting.edge_cpus), Place(name=CLOUD, cores=1.0)
     link = Link(bandwidth_bit_s=setting.bandwidth_bit_s, latency_s=LATENCY_S)
-    cost_ = cost(there, link, setting.batch_size)
+    there = at_places(candidate, edge, cloud)
+    cost_ = cost(there, between_places(link, edge, cloud), setting.batch_size)
     is_synchronous = setting.mode == "synchronous"
     pace = cost_.synchronous_images_per_s if is_synchronous else cost_.images_per_s
     return {"foreseen_images_per_s": pace, "foreseen_latency_s": cost_.latency_s}

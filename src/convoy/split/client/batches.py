@@ -26,7 +26,7 @@ AHEAD = 2
 ROOM_POLL_S = 0.001
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
     """An image that came."""
 

@@ -200,14 +200,15 @@ class AsyncClient:
 
     def _results(self, batch: Batch, scores: FloatArray, where: str) -> list[Result]:
         """Of a batch: scores for the pictures that there are, errors for the others."""
-        now, rows, results = time.perf_counter(), iter(scores), []
-        classes = self.ways.manifest.classes
+        now, classes = time.perf_counter(), self.ways.manifest.classes
+        labels = scores.argmax(1).tolist() if len(scores) else []
+        found = iter(zip(scores, labels, strict=True))
+        results = []
         for item in batch.items:
             if item.error is not None:
                 results.append(item.result(where, now))
                 continue
-            row = next(rows)
-            label = int(row.argmax())
+            row, label = next(found)
             name = classes[label] if label < len(classes) else str(label)
             results.append(item.result(where, now, row, label, name))
         return results

@@ -11,7 +11,7 @@ from typing import Any
 from convoy.split.codecs import FloatArray
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
     """Of one image. There is exactly one for each, in the order of the images."""
 
