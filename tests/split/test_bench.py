@@ -11,7 +11,15 @@ import pytest
 from convoy.errors import UnknownNameError
 from convoy.split import bench
 from convoy.split.client import AsyncClient, Options
-from convoy.split.costs import LOCAL, PICTURE, SPLIT, Candidate, Curve
+from convoy.split.costs import (
+    CLIENT_BATCH_S,
+    CLIENT_IMAGE_S,
+    LOCAL,
+    PICTURE,
+    SPLIT,
+    Candidate,
+    Curve,
+)
 from convoy.split.foreseen import candidates_of_folder
 from convoy.split.measuring import measure
 
@@ -74,7 +82,7 @@ def test_what_was_foreseen_is_of_that_edge_and_link() -> None:
         name="cut", kind=SPLIT, edge_s=LINE, cloud_s=LINE, sent_bytes=LINE.times(1e4)
     )
     found = bench._beside(candidate, SETTING)
-    edge_s = 4 * 0.02  # a quarter of a core
+    edge_s = 4 * (0.02 + CLIENT_BATCH_S + 10 * CLIENT_IMAGE_S)  # a quarter of a core
     half_s = 0.00035  # of what a request takes of this machine's core
     assert found["foreseen_images_per_s"] == pytest.approx(10 / (edge_s + 4 * half_s), rel=0.001)
     there_s = (200 + 400) * 1514 / 1448 * 8 / 1e6

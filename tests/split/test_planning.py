@@ -13,7 +13,7 @@ from convoy.api.splitting import plan_split
 from convoy.cluster import Cluster, Machine, Network, parse_cluster
 from convoy.errors import ClusterError, UnknownNameError, UsageError
 from convoy.report.split import draw_split
-from convoy.split.costs import Candidate, Curve, Link, Wish
+from convoy.split.costs import CLIENT_BATCH_S, CLIENT_IMAGE_S, Candidate, Curve, Link, Wish
 from convoy.split.planning import Place, SplitPlan, at_places, between_places, link_between, place
 
 from .graphs import make_run, straight
@@ -76,7 +76,8 @@ def test_a_link_has_to_be_given() -> None:
 def test_a_slow_edge_is_slow_on_the_edge_only() -> None:
     candidate = Candidate(name="c", kind="split", edge_s=per_image(1.0), cloud_s=per_image(2.0))
     found = at_places(candidate, Place(name="a", cores=0.25), Place(name="b", cores=2))
-    assert (found.edge_s(1), found.cloud_s(1)) == (4.0, 2.0)
+    client_s = CLIENT_BATCH_S + CLIENT_IMAGE_S
+    assert (found.edge_s(1), found.cloud_s(1)) == (4 * (1.0 + client_s), 2.0)
 
 
 def test_a_request_takes_slow_machines_longer() -> None:

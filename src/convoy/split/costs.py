@@ -25,6 +25,10 @@ OVERHEAD_S = 0.0007
 """Of a request, both ends together: measured on loopback with 8 kB."""
 
 
+CLIENT_BATCH_S, CLIENT_IMAGE_S = 3.2e-4, 2.4e-5
+"""Of the edge client itself: queues, threads, results (`benchmarks/split_client.py`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Curve:
     """Something by batch size: measured at one or two, linear between them and beyond."""
@@ -42,6 +46,11 @@ class Curve:
             return self.values[0] * count / self.sizes[0]
         (a, b), (x, y) = self.sizes, self.values
         return max(0.0, x + (y - x) * (count - a) / (b - a))
+
+    def plus(self, once: float, each: float) -> Curve:
+        """With so much more whatever the size, and for each."""
+        pairs = zip(self.sizes, self.values, strict=True)
+        return replace(self, values=tuple(value + once + each * size for size, value in pairs))
 
     def times(self, factor: float) -> Curve:
         """The same in another unit, or on a machine of another speed."""

@@ -14,6 +14,8 @@ from typing import Any
 from convoy.cluster import Cluster, format_bandwidth, parse_bandwidth, parse_duration
 from convoy.errors import ClusterError, UsageError
 from convoy.split.costs import (
+    CLIENT_BATCH_S,
+    CLIENT_IMAGE_S,
     LOCAL,
     PICTURE,
     Candidate,
@@ -102,10 +104,11 @@ def link_between(
 
 
 def at_places(candidate: Candidate, edge: Place, cloud: Place) -> Candidate:
-    """What was measured with one thread here, as it would be there."""
+    """What was measured with one thread here, as it would be there, with what the client takes."""
+    client = candidate.edge_s.plus(CLIENT_BATCH_S, CLIENT_IMAGE_S)
     return replace(
         candidate,
-        edge_s=candidate.edge_s.times(edge.factor),
+        edge_s=client.times(edge.factor),
         cloud_s=candidate.cloud_s.times(cloud.factor),
     )
 
