@@ -1,7 +1,7 @@
 """What an edge client makes of a cloud that dies and a link that breaks or slows. Needs root.
 
-    sudo python benchmarks/split_faults.py faults DIR --pictures FILE.npy [--kills 20] [--cuts 20]
-    sudo python benchmarks/split_faults.py link DIR --pictures FILE.npy
+    sudo python benchmarks/split_faults.py faults DIR [--kills 20] [--cuts 20]
+    sudo python benchmarks/split_faults.py link DIR
 
 DIR is what `convoy split export` made. `faults`: a stream of 10,000 pictures, during which the
 server is killed (and started again a second later) and the link is cut for 5 s, in turn. `link`:
@@ -25,10 +25,12 @@ from typing import Any
 from common import write
 from convoy import lab
 from convoy.split.bench import CLOUD, EDGE, address_of, serve, world
+from convoy.split.client import Options
+from convoy.split.client.ways import open_ways
 
 HERE = Path(__file__).parent
-DOWN_S, CUT_S, CALM_S = 1.0, 5.0, 2.0
-PACE = 40.0
+DOWN_S, CUT_S, CALM_S, START_S = 1.0, 5.0, 2.0, 2.5
+PACE = 36.0
 IMAGES = 10_000
 FAST, SLOW, PHASE_S = 100e6, 5e6, 20.0
 
@@ -58,7 +60,7 @@ def faults(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     with lab.emulated(world(1.0, FAST), f"f{os.getpid() % 10**6}", ray=False) as inside:
         server = serve(inside, options.folder, "--port", "8001")
         address = address_of(server)
-        each_s = (CUT_S + DOWN_S + 2 * CALM_S) / 2
+        each_s = (CUT_S + DOWN_S + START_S + 2 * CALM_S) / 2
         images = max(options.images, int(PACE * each_s * (options.kills + options.cuts)))
         client = stream(
             inside, options, out, "--server", address, "--images", str(images), "--pace", str(PACE)
@@ -162,13 +164,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", choices=["faults", "link"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--pictures", type=Path, help="as a NumPy file; those exported without it")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--cuts", type=int, default=20)
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--way", action="append", help="fixed ways to compare with")
     options = parser.parse_args()
-    options.folder, options.pictures = options.folder.resolve(), options.pictures.resolve()
+    options.folder = options.folder.resolve()
+    options.pictures = (options.pictures or options.folder / "samples.npy").resolve()
+    options.way = options.way or [way.name for way in open_ways(options.folder, Options()).all]
     with tempfile.TemporaryDirectory() as name:
         if options.study == "faults":
             rows = faults(options, Path(name))
