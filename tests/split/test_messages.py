@@ -47,13 +47,15 @@ def test_an_answer_of_either_form(raw: bool) -> None:
     rows = np.arange(6.0).reshape(2, 3)
     message = answer(rows, raw=raw)
     message.parameters["server_s"].double_param = 0.25
-    found, server_s = answer_of(message, 2, 3)
-    assert np.array_equal(found, rows)
-    assert server_s == 0.25
+    message.parameters["computing_s"].double_param = 0.125
+    found = answer_of(message, 2, 3)
+    assert np.array_equal(found.scores, rows)
+    assert (found.server_s, found.computing_s) == (0.25, 0.125)
 
 
 def test_a_server_that_is_not_ours_says_no_seconds() -> None:
-    assert answer_of(answer(np.zeros((1, 3))), 1, 3)[1] == 0.0
+    found = answer_of(answer(np.zeros((1, 3))), 1, 3)
+    assert (found.server_s, found.computing_s) == (0.0, 0.0)
 
 
 def test_answers_that_do_not_fit() -> None:
@@ -61,6 +63,8 @@ def test_answers_that_do_not_fit() -> None:
         answer_of(answer(np.zeros((2, 3))), 2, 4)
     with pytest.raises(CodecError, match=r"answered with \[\]"):
         answer_of(pb.ModelInferResponse(), 2, 3)
+    with pytest.raises(CodecError, match="not finite"):
+        answer_of(answer(np.full((2, 3), np.nan)), 2, 3)
     short = answer(np.zeros((2, 3)))
     short.raw_output_contents[0] = b"1234"
     with pytest.raises(CodecError, match="4 bytes for"):

@@ -89,6 +89,12 @@ def test_pictures_are_read_in_the_wanted_size_and_colours(tmp_path: Path) -> Non
     assert read_picture((tmp_path / "a.png").read_bytes(), GREY).shape == (6, 4, 1)
 
 
+def test_sixteen_bits_are_brought_down_to_eight(tmp_path: Path) -> None:
+    Image.fromarray(np.full((6, 4), 128 << 8, np.uint16)).save(tmp_path / "deep.png")
+    assert read_picture(tmp_path / "deep.png", GREY)[0, 0, 0] == 128
+    assert read_picture(tmp_path / "deep.png", COLOUR)[0, 0].tolist() == [128] * 3
+
+
 def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("not a picture")
     with pytest.raises(DataError, match=r"a\.png is not a picture"):

@@ -109,8 +109,8 @@ def _summed(
         latency_s=float(np.median(latencies)),
         bytes_per_image=sent / len(came),
         fallbacks=client.summary.fallbacks,
-        edge_s=way.edge_s,
-        server_s=way.server_s,
+        edge_s=way.edge_s(size, way.noted),
+        server_s=way.server_s(size, way.noted),
         bandwidth_bytes_s=meter.bandwidth_bytes_s,
         rtt_s=meter.rtt_s,
     )

@@ -7,7 +7,8 @@ it, or what a codec made of it:
 
 The parameter `sha256` of the request, if it is there, is the file that the client takes the
 model for; a server that has another one refuses. Answers carry `server_s`, the seconds from a
-request's arrival to its answer. Servers that are not ours ignore the former and lack the latter.
+request's arrival to its answer, and `computing_s`, those of them that the server was at work for it
+alone. Servers that are not ours ignore the former and lack the latter.
 
 Source: the KServe project's "Open Inference Protocol (V2)", and Triton's BYTES: an element is four
 bytes of length, little-endian, and as many bytes.
@@ -24,7 +25,8 @@ from tritonclient.grpc import service_pb2 as pb
 from convoy.errors import CodecError
 from convoy.split.codecs import FloatArray
 
-CODEC, COUNT, DIGEST, SERVER_S = "codec", "count", "sha256", "server_s"
+CODEC, COUNT, DIGEST = "codec", "count", "sha256"
+SERVER_S, COMPUTING_S = "server_s", "computing_s"
 PLAIN = "float32"
 """The codec of a tensor that travels as any client would send it."""
 
@@ -64,11 +66,23 @@ def request(
     return message
 
 
-def answer_of(message: pb.ModelInferResponse, count: int, width: int) -> tuple[FloatArray, float]:
-    """The rows of an answer, float32 [count, width], and the server's seconds (0 if it says none).
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What a server answered."""
+
+    scores: FloatArray
+    """float32 [count, width]."""
+    server_s: float
+    """From the request's arrival to this; 0 of a server that does not say."""
+    computing_s: float
+    """Of them, what it was at work for this request; likewise."""
+
+
+def answer_of(message: pb.ModelInferResponse, count: int, width: int) -> Answered:
+    """An answer of so many rows of `width` numbers.
 
     Raises:
-        CodecError: it is not of that shape.
+        CodecError: it is not of that shape, or not of finite numbers.
     """
     shapes = [list(output.shape) for output in message.outputs]
     raw = list(message.raw_output_contents)
@@ -83,4 +97,10 @@ def answer_of(message: pb.ModelInferResponse, count: int, width: int) -> tuple[F
         if rows.size != count * width:
             raise CodecError(f"the server answered with {rows.size} numbers for {shapes[0]}")
         rows = rows.reshape(count, width)
-    return rows, message.parameters[SERVER_S].double_param
+    if not np.isfinite(rows).all():
+        raise CodecError("the server answered with numbers that are not finite")
+    return Answered(
+        scores=rows,
+        server_s=message.parameters[SERVER_S].double_param,
+        computing_s=message.parameters[COMPUTING_S].double_param,
+    )

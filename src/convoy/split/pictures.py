@@ -49,6 +49,8 @@ def read_picture(source: Path | bytes, wanted: Preprocessing, name: str = "") ->
 
 def fitted(image: Image.Image, wanted: Preprocessing) -> Pixels:
     """A picture's pixels in the size and colours that the network takes."""
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
     image = image.convert("L" if wanted.channels == 1 else "RGB")
     if image.size != (wanted.width, wanted.height):
         image = image.resize((wanted.width, wanted.height), Image.Resampling.BILINEAR)

@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2_grpc
 from convoy.split import sessions
 from convoy.split.codecs import feature_codec
 from convoy.split.manifest import load
-from convoy.split.messages import CODEC, COUNT, DIGEST, PLAIN, SERVER_S
+from convoy.split.messages import CODEC, COMPUTING_S, COUNT, DIGEST, PLAIN, SERVER_S
 from convoy.split.pictures import picture_codec
 
 
@@ -37,11 +37,15 @@ class PlayedCloud(service_pb2_grpc.GRPCInferenceServiceServicer):
     delays: list[float] = field(default_factory=list)
     """How long each of the next inferences takes, in turn."""
     wrong_width: bool = False
+    serial_s: float = 0.0
+    """What each inference takes, one after another."""
+    nan: bool = False
     asked: list[str] = field(default_factory=list)
     """Model and codec of all inferences."""
     port: int = 0
 
     def __post_init__(self) -> None:
+        self._turn = asyncio.Lock()
         manifest = load(self.folder)
         self._models: dict[str, Any] = {}
         self._codecs: dict[tuple[str, str], Any] = {}
@@ -98,14 +102,20 @@ class PlayedCloud(service_pb2_grpc.GRPCInferenceServiceServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no codec {name}")
         payload = raw if name == PLAIN else raw[4:]
         rows = session(self._codecs[request.model_name, name].decode(payload, count))
+        came = asyncio.get_running_loop().time()
         if self.delays:
             await asyncio.sleep(self.delays.pop(0))
+        async with self._turn:
+            await asyncio.sleep(self.serial_s)
+        if self.nan:
+            rows = rows * np.nan
         if self.wrong_width:
             rows = np.concatenate([rows, rows], 1)
         answer = pb.ModelInferResponse(model_name=request.model_name)
         answer.outputs.add(name="logits", datatype="FP32", shape=rows.shape)
         answer.raw_output_contents.append(rows.tobytes())
-        answer.parameters[SERVER_S].double_param = 0.001
+        answer.parameters[SERVER_S].double_param = asyncio.get_running_loop().time() - came
+        answer.parameters[COMPUTING_S].double_param = self.serial_s or 0.001
         return answer
 
     @asynccontextmanager

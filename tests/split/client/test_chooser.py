@@ -11,19 +11,28 @@ from convoy.split.client.breaker import FIRST_S, LONGEST_S, Breaker
 from convoy.split.client.chooser import EVERY_S, TIMES, Chooser
 from convoy.split.client.link_meter import HEADERS_BYTES, LinkMeter
 from convoy.split.client.options import Objective, Options
-from convoy.split.client.ways import Way
+from convoy.split.client.ways import FIRST_AVOIDED_S, LONGEST_AVOIDED_S, Way
+from convoy.split.costs import Curve
 
 VARIANT: Any = SimpleNamespace(name="")
+COUNT = 100
 
 
-def way(name: str, edge_s: float, size: float, server_s: float | None = 0.001) -> Way:
-    made = Way(name=name, variant=VARIANT, accuracy=0.9, edge_s=edge_s, bytes_per_image=size)
-    made.whole_s, made.server_s = 0.030, server_s
+def way(name: str, edge_s: float, size: float, server_s: float = 0.001) -> Way:
+    """Of which so many seconds of batches are known, and bytes of an image."""
+    made = Way(name=name, variant=VARIANT, accuracy=0.9, bytes_per_image=size)
+    made.timed = Curve(sizes=(COUNT,), values=(edge_s,))
     if size:
         made.address, made.codec = SimpleNamespace(), SimpleNamespace()  # type: ignore[assignment]
+        made.answered(server_s, COUNT)
     if name.startswith("pool"):
         made.entry = SimpleNamespace()  # type: ignore[assignment]
     return made
+
+
+def server(of: Way, seconds: float, at: float = 0.0) -> None:
+    """Say what it takes the server, as of when."""
+    of.server_image_s, of.noted = seconds / COUNT, at
 
 
 def chooser(objective: Objective = "throughput", **options: Any) -> Chooser:
@@ -142,9 +151,9 @@ def test_a_server_that_was_never_asked_is_judged_by_what_others_said() -> None:
     of = chooser()
     set_link(of, 1000)
     uint8 = of.ways[3]
-    uint8.server_s = None
-    of.ways[1].server_s = 0.010  # for 10 ms of edge work: as fast as the edge
-    of.ways[2].server_s = 0.026
+    uint8.server_image_s = None
+    server(of.ways[1], 0.010)  # for 10 ms of edge work: as fast as the edge
+    server(of.ways[2], 0.026)
     assert of.parts(uint8, 0.0)[2] == pytest.approx(0.029)
 
 
@@ -152,11 +161,59 @@ def test_a_server_that_was_slow_is_tried_again_in_time() -> None:
     of = chooser()
     set_link(of, 1000)
     for w in of.ways[1:]:
-        w.note_server(10.0, 0.0)
-        w.server_s = 10.0
+        server(w, 10.0)
     assert settle(of) == "edge"
     assert of.choose(60.0).name == "edge"
     assert settle(of, 400.0) != "edge"
+
+
+def test_two_that_take_turns_as_the_best_are_still_better() -> None:
+    of = chooser()
+    set_link(of, 10)
+    assert settle(of) == "pool2/uint4+zstd"
+    rivals = of.ways[2:]
+    of.ways[2].timed, of.ways[3].timed = (Curve(sizes=(COUNT,), values=(s,)) for s in (9e-3, 9e-3))
+    chosen = []
+    for number in range(TIMES + 1):
+        rivals[number % 2].bytes_per_image, rivals[1 - number % 2].bytes_per_image = 98, 100
+        chosen.append(of.choose(100 + number * (EVERY_S + 0.01)))
+    assert chosen[-1] in rivals
+
+
+def test_what_failed_is_left_for_longer_each_time() -> None:
+    of = chooser()
+    set_link(of, 10)
+    first = of.ways[1]
+    assert settle(of) == first.name
+    waits = [first.avoid(100.0) for _ in range(10)]
+    assert waits[:4] == [FIRST_AVOIDED_S, 0.5, 1.0, 2.0]
+    assert waits[-1] == LONGEST_AVOIDED_S
+    assert of.choose(101.0) is not first
+    first.answered(0.001, COUNT)
+    assert first.avoid(500.0) == FIRST_AVOIDED_S
+
+
+def test_privacy_sends_no_picture_to_get_to_know_a_link() -> None:
+    assert chooser("privacy").choose(0.0).name == "pool2/uint4+zstd"
+    of = chooser("privacy")
+    of.ways = [of.ways[0], *of.ways[2:]]
+    assert of.choose(0.0).name == "edge"
+
+
+def test_a_few_images_are_not_taken_for_a_whole_batch() -> None:
+    of = chooser("latency")
+    set_link(of, 10)
+    some, all_of_it = (of.parts(of.ways[3], 0.0, count) for count in (1, None))
+    assert some[0] == pytest.approx(all_of_it[0] / COUNT)
+    assert some[1] < all_of_it[1] / 50
+
+
+def test_a_machine_that_has_become_slow_and_is_fast_again_is_asked_again() -> None:
+    edge = way("edge", 0.030, 0)
+    edge.correction, edge.noted = 8.0, 100.0
+    assert edge.edge_s(COUNT, 100.0) == pytest.approx(0.24)
+    assert edge.edge_s(COUNT, 130.0) == pytest.approx(0.030 * 8**0.5)
+    assert edge.edge_s(COUNT, 1000.0) == pytest.approx(0.030, rel=0.01)
 
 
 def test_the_way_that_was_asked_for_is_the_only_one() -> None:
@@ -165,15 +222,15 @@ def test_the_way_that_was_asked_for_is_the_only_one() -> None:
     assert settle(of) == "picture/uint8"
 
 
-def test_a_breaker_waits_longer_each_time() -> None:
+def test_a_breaker_waits_longer_until_there_is_an_answer() -> None:
     breaker = Breaker()
     assert breaker.trip()
     assert not breaker.trip()  # it is open already
     waits = []
-    for _ in range(6):
+    for number in range(6):
         waits.append(breaker.wait_s)
-        breaker.probed(is_there=False)
+        breaker.probed(is_there=number % 2 == 1)  # that somebody is there is not enough
     assert waits == [FIRST_S, 0.5, 1.0, LONGEST_S, LONGEST_S, LONGEST_S]
-    breaker.probed(is_there=True)
     assert not breaker.is_open
+    breaker.answered()
     assert breaker.wait_s == FIRST_S

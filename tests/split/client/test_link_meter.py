@@ -91,3 +91,19 @@ def test_an_outage_is_not_taken_for_a_slow_link() -> None:
     answered, _ = link.send(20_000, 500.0)
     meter.note(20_000, 500.0, answered, 0.0)
     assert meter.bandwidth_bytes_s == pytest.approx(1_250_000, rel=0.05)
+
+
+def test_a_probe_is_two_questions_whose_difference_tells() -> None:
+    meter = LinkMeter()
+    for _ in range(8):
+        meter.note_probe(100_000, 0.020, 0.100)  # a busy machine: 20 ms for nothing at all
+    assert meter.bandwidth_bytes_s == pytest.approx(1_250_000)
+    assert meter.rtt_s == pytest.approx(0.020)
+
+
+def test_what_is_not_answered_says_that_a_link_is_no_faster() -> None:
+    meter = LinkMeter(bandwidth_bytes_s=1_400_000, rtt_s=0.002)
+    meter.note_late(10_000, 0.4)
+    assert meter.bandwidth_bytes_s == pytest.approx((10_000 + HEADERS_BYTES) / 0.4)
+    meter.note_late(100, 0.4)  # so few tell nothing
+    assert meter.bandwidth_bytes_s == pytest.approx((10_000 + HEADERS_BYTES) / 0.4)

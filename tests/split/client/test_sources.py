@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.errors import UsageError
+from convoy.errors import DataError, UsageError
 from convoy.split.client.batches import Batch, batches_of
 from convoy.split.client.sources import from_stream, open_source
 
@@ -35,8 +35,8 @@ def test_a_folder_by_name_and_with_what_is_in_it(tmp_path: Path) -> None:
 class Dribble(io.BytesIO):
     """A stream that gives a few bytes at a time, as a camera's does."""
 
-    def read1(self, size: int | None = -1, /) -> bytes:
-        return super().read1(7)
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(min(size or 7, 7))
 
 
 @pytest.mark.parametrize("kind", [io.BytesIO, Dribble])
@@ -49,8 +49,8 @@ def test_jpegs_one_after_another(kind: Any) -> None:
 
 def test_a_frame_is_there_once_its_last_byte_is() -> None:
     class Halting(io.BytesIO):
-        def read1(self, size: int | None = -1, /) -> bytes:
-            got = super().read1(size if size is not None else -1)
+        def read(self, size: int | None = -1, /) -> bytes:
+            got = super().read(size)
             assert got or done, "asked for more before the picture was handed on"
             return got
 
@@ -64,7 +64,13 @@ def test_a_frame_is_there_once_its_last_byte_is() -> None:
 def test_paths_line_by_line() -> None:
     found = list(from_stream(io.BytesIO(b"a.png\n\n/b c.jpg\r\nlast.png")))
     assert found == [(n, Path(n)) for n in ("a.png", "/b c.jpg", "last.png")]
+    assert list(from_stream(Dribble(b"a.png\nb.png"))) == [(n, Path(n)) for n in ("a.png", "b.png")]
     assert list(from_stream(io.BytesIO(b""))) == []
+
+
+def test_what_is_neither_jpegs_nor_paths() -> None:
+    with pytest.raises(DataError, match="neither like a JPEG nor like a path"):
+        list(from_stream(io.BytesIO(b"\x89PNG\r\n\x1a\n...")))
 
 
 @pytest.mark.parametrize(
@@ -135,3 +141,14 @@ def test_what_is_no_picture_keeps_its_place(tmp_path: Path) -> None:
     assert [item.error is None for item in batch.items] == [True, False, False]
     assert [item.name for item in batch.items] == ["good", "bad", str(tmp_path / "no")]
     assert batch.pixels.shape == (1, 8, 8, 3)
+
+
+def test_whatever_is_no_picture_is_its_own_result(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    lazy = Image.open(tmp_path / "cut.png")  # reads no more than its head
+    odd = [lazy, [[1, 2], [3]], ("a", 1, 2), None, np.zeros((4, 4)), toy.pictures(1)[0]]
+    (batch,) = collected(odd, 6)
+    assert [item.error is None for item in batch.items] == [False] * 5 + [True]

@@ -140,7 +140,9 @@ def test_encoded_features(
     entry = manifests.load(exported).variants[version - 1].cuts[0]
     to = Address(model="pool2", version=version, sha256=entry.cloud.sha256, input="features")
     message = request(to, name, payload, features.shape)
-    rows, server_s = answer_of(infer(served.addresses.grpc, message), 3, tiny.CLASSES)
+    found = answer_of(infer(served.addresses.grpc, message), 3, tiny.CLASSES)
+    rows, server_s = found.scores, found.server_s
+    assert 0 < found.computing_s <= server_s
     np.testing.assert_allclose(rows, expected(decoded, version, cut=True), rtol=1e-4, atol=1e-4)
     assert server_s > 0
 

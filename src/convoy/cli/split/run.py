@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
 from convoy.errors import UsageError
 from convoy.runtime.json_lines import finite
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from convoy.split.client import AsyncClient, Options, Summary
 
 DRAWN_S = 0.2
+SHOWN = 5
+"""Of the latest notices."""
 
 
 def run(
@@ -66,7 +68,9 @@ def run(
     ] = False,
     out: Annotated[Path | None, Option(help="Results as JSON lines; stdout without it.")] = None,
     summary: Annotated[Path | None, Option(help="The closing summary, as JSON.")] = None,
-    quiet: Annotated[bool, Option("--quiet", help="No progress, no summary on stderr.")] = False,
+    quiet: Annotated[
+        bool, Option("--quiet", help="Only what is wrong on stderr: no progress, no summary.")
+    ] = False,
 ) -> None:
     """Classify pictures: on the edge, in the cloud, or between them, whichever is best just now.
 
@@ -99,35 +103,51 @@ def run(
         lines: TextIO = sys.stdout
         if out is not None:
             lines = stack.enter_context(_opened(out))
-        found = asyncio.run(_classify(folder, server, options, pictures, lines, quiet))
+        found, number = asyncio.run(_classify(folder, server, options, pictures, lines, quiet))
     if summary is not None:
         with _opened(summary) as file:
             file.write(jsonlib.dumps(finite(found.as_json()), indent=1) + "\n")
+    if number:
+        raise Exit(128 + number)
 
 
 async def _classify(
     folder: Path, server: str | None, options: Options, pictures: Any, lines: TextIO, quiet: bool
-) -> Summary:
-    """Results as they come; Ctrl-C and SIGTERM end it with what has come so far."""
+) -> tuple[Summary, int]:
+    """Results as they come, and the signal that ended it, if any did.
+
+    Ctrl-C and SIGTERM end it with what has come so far.
+    """
     from convoy.split.client import AsyncClient
 
     output = Console(stderr=True, highlight=False)
-    this = asyncio.current_task()
+    this, told = asyncio.current_task(), 0
     assert this is not None
+
+    def end(number: int) -> None:
+        nonlocal told
+        told = number
+        this.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
-    with contextlib.suppress(asyncio.CancelledError, BrokenPipeError):
-        client = AsyncClient(folder, server, options)
-        live = Live(console=output, refresh_per_second=5, transient=True)
-        try:
-            async with client:
-                with contextlib.nullcontext() if quiet else live:
-                    await _print_results(client, pictures, lines, None if quiet else live)
-        finally:
-            if not quiet:
-                output.print(_table(client, "done"))
-                _say_notices(client, output)
-    return client.summary
+        asyncio.get_running_loop().add_signal_handler(number, end, number)
+    client = AsyncClient(folder, server, options)
+    live = Live(console=output, refresh_per_second=5, transient=True)
+    try:
+        async with client:
+            with contextlib.nullcontext() if quiet else live:
+                await _print_results(client, pictures, lines, None if quiet else live)
+    except BrokenPipeError:
+        told = signal.SIGPIPE
+    except asyncio.CancelledError:
+        if not told:
+            raise
+    finally:
+        if not quiet and client.summary.images:
+            output.print(_table(client, "done"))
+        for text in [*client.notices][-SHOWN:]:
+            output.print(Text(text, style="yellow"))
+    return client.summary, told
 
 
 async def _print_results(
@@ -152,8 +172,8 @@ def _table(client: AsyncClient, title: str) -> Table:
         show_header=False, title=f"{summary.images:,} images {title}", title_justify="left"
     )
     table.add_row("images/s", f"{found['images_per_s'] or 0:,.1f}")
-    if summary.latencies:
-        shown = [f"{1000 * summary.quantile(part):.1f} ms" for part in (0.5, 0.99)]
+    if summary.latencies.total:
+        shown = [f"{1000 * summary.latencies.quantile(part):.1f} ms" for part in (0.5, 0.99)]
         table.add_row("latency", f"median {shown[0]}, 99 % within {shown[1]}")
     computed = ", ".join(f"{way} {count:,}" for way, count in summary.by_way.most_common())
     table.add_row("computed", Text(computed))
@@ -168,11 +188,6 @@ def _table(client: AsyncClient, title: str) -> Table:
             "trouble", f"{summary.fallbacks} by the edge instead, {summary.errors} errors"
         )
     return table
-
-
-def _say_notices(client: AsyncClient, output: Console) -> None:
-    for text in client.notices[-5:]:
-        output.print(Text(text, style="yellow"))
 
 
 def _token(path: Path | None) -> str | None:

@@ -39,7 +39,7 @@ class Item:
 
     def result(
         self,
-        where: str,
+        where: str | None,
         now: float,
         scores: FloatArray | None = None,
         label: int | None = None,
@@ -187,10 +187,11 @@ class _Inbox:
 def _read(index: int, image: Any, by: Preprocessing) -> Item:
     """An image's pixels, or why there are none."""
     came = time.perf_counter()
-    name, picture = image if isinstance(image, tuple) else ("", image)
+    pair = isinstance(image, tuple) and len(image) == 2 and isinstance(image[0], str)
+    name, picture = image if pair else ("", image)
     if not name:
         name = str(picture) if isinstance(picture, str | Path) else f"#{index}"
-    try:
+    try:  # whatever is wrong with a picture is its own result, and not the stream's end
         if isinstance(picture, str | Path):
             pixels = read_picture(Path(picture), by, name)
         elif isinstance(picture, bytes | bytearray | memoryview):
@@ -201,4 +202,7 @@ def _read(index: int, image: Any, by: Preprocessing) -> Item:
             pixels = fitted_pixels(picture, by, name)
     except DataError as error:
         return Item(index=index, name=name, came=came, pixels=None, error=str(error))
+    except (OSError, ValueError, TypeError, SyntaxError) as error:
+        why = f"{name} is no picture: {error}"
+        return Item(index=index, name=name, came=came, pixels=None, error=why)
     return Item(index=index, name=name, came=came, pixels=pixels)

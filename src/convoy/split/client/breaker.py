@@ -1,6 +1,9 @@
 """Whether the cloud is worth asking: not while it has just failed.
 
 closed ── a failure ──▶ open ── after a while ──▶ a probe ──▶ closed, or open for twice as long
+
+A probe that comes through says that somebody is there; only an answer says that all is well, and
+that the next wait may be short again.
 """
 
 from __future__ import annotations
@@ -26,4 +29,8 @@ class Breaker:
     def probed(self, *, is_there: bool) -> None:
         """What a probe said."""
         self.is_open = not is_there
-        self.wait_s = FIRST_S if is_there else min(2 * self.wait_s, LONGEST_S)
+        self.wait_s = min(2 * self.wait_s, LONGEST_S)
+
+    def answered(self) -> None:
+        """An inference came back."""
+        self.wait_s = FIRST_S

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,6 +23,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from convoy.errors import ServerError
 from convoy.split.client.batches import Batch, batches_of
 from convoy.split.client.chooser import Chooser
 from convoy.split.client.cloud import Cloud
@@ -35,6 +37,8 @@ from convoy.split.codecs import FloatArray
 MOST_IN_FLIGHT = 64
 AHEAD = 4
 """Batches that may wait to be taken out."""
+NOTICES = 100
+CLOSED = "the client is closed: open another one"
 
 
 class AsyncClient:
@@ -55,8 +59,8 @@ class AsyncClient:
         """
         self.options = replace(options or Options(), **given)
         self.summary = Summary()
-        self.notices: list[str] = []
-        """What a person should know, in the order of its happening."""
+        self.notices: deque[str] = deque(maxlen=NOTICES)
+        """What a person should know, in the order of its happening; the latest."""
         transport = Transport(parse_target(server), self.options) if server else None
         self.ways = open_ways(Path(folder), self.options)
         self.cloud: Cloud | None = None
@@ -66,8 +70,10 @@ class AsyncClient:
         self.chooser = Chooser(ways=self.ways.all, options=self.options, meter=meter)
         self._edge = ThreadPoolExecutor(1, thread_name_prefix="edge")
         self._in_flight: set[asyncio.Task[list[Result]]] = set()
-        self._ahead_s = 0.0
+        self._away: dict[object, float] = {}
+        """What is under way to the cloud, and for how long each keeps others waiting."""
         self._landed = asyncio.Event()
+        self._closed = False
         self._began = self._last = 0.0
 
     async def __aenter__(self) -> Self:
@@ -85,7 +91,10 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Leave: whatever is under way is given up."""
+        """Leave: whatever is under way is given up, and who waits for it gets a ServerError."""
+        if self._closed:
+            return
+        self._closed = True
         for task in self._in_flight:
             task.cancel()
         await asyncio.gather(*self._in_flight, return_exceptions=True)
@@ -99,7 +108,12 @@ class AsyncClient:
         Args:
             images: an iterable or async iterable of pictures: paths, encoded bytes, PIL images or
                 pixels uint8 [height, width(, channels)]; or of pairs of a name and one of these.
+
+        Raises:
+            ServerError: the client is closed, or is being closed meanwhile.
         """
+        if self._closed:
+            raise ServerError(CLOSED)
         self._last = time.perf_counter()
         self._began = self._began or self._last
         waiting: asyncio.Queue[asyncio.Task[list[Result]] | None] = asyncio.Queue()
@@ -107,7 +121,12 @@ class AsyncClient:
         feeding = asyncio.create_task(self._feed(images, waiting, room))
         try:
             while (coming := await waiting.get()) is not None:
-                results = await coming
+                try:
+                    results = await coming
+                except asyncio.CancelledError:
+                    if self._closed and coming.cancelled():
+                        raise ServerError(CLOSED) from None
+                    raise
                 room.release()
                 for result in results:
                     self._note(result)
@@ -131,34 +150,46 @@ class AsyncClient:
                 async for batch in found:
                     await room.acquire()
                     way = await self._next_way()
-                    prepared = await self._on_edge(way, batch)
+                    prepared = await self._on_edge(way, batch) if way else self._why_not()
+                    takes_s = self._takes_s(way, len(batch.pixels)) if way else 0.0
                     task = asyncio.create_task(self._finish(batch, way, prepared))
                     self._in_flight.add(task)
-                    task.add_done_callback(self._in_flight.discard)
+                    if isinstance(prepared, bytes):  # the next batch is to know of it at once
+                        self._away[task] = takes_s
+                    task.add_done_callback(self._done)
                     waiting.put_nowait(task)
         finally:
             waiting.put_nowait(None)
 
-    async def _next_way(self) -> Way:
-        """The next batch's, once there is room for it."""
+    def _done(self, task: asyncio.Task[list[Result]]) -> None:
+        self._in_flight.discard(task)
+        self._landed_one(task)
+
+    def _landed_one(self, task: object) -> None:
+        """It keeps nobody waiting any more."""
+        self._away.pop(task, None)
+        self._landed.set()
+
+    async def _next_way(self) -> Way | None:
+        """The next batch's, once there is room for it; None: it has to fail."""
         while self.cloud is not None and self.cloud.is_there:
             way = self.chooser.choose(time.perf_counter())
             self._note_choice(way)
-            ahead_s = self._ahead_s + self._takes_s(way)
-            is_soon = ahead_s <= self.options.deadline_s / 2
-            if (
-                way.is_edge
-                or not self._ahead_s
-                or (is_soon and len(self._in_flight) < MOST_IN_FLIGHT)
-            ):
+            ahead_s = sum(self._away.values()) + self._takes_s(way, self.options.batch_size)
+            is_known = way.server_image_s is not None
+            is_soon = (is_known and ahead_s <= self.options.deadline_s / 2) or not self._away
+            if way.is_edge or (is_soon and len(self._in_flight) < MOST_IN_FLIGHT):
                 return way
             self._landed.clear()
             await self._landed.wait()
-        return self.ways.edge
+        return self.ways.edge if self.options.fallback or self.cloud is None else None
 
-    def _takes_s(self, way: Way) -> float:
+    def _takes_s(self, way: Way, count: int) -> float:
         """What a batch that takes this way keeps others behind it waiting."""
-        return max(self.chooser.parts(way, time.perf_counter())[1:])
+        return max(self.chooser.parts(way, time.perf_counter(), count or 1)[1:])
+
+    def _why_not(self) -> str:
+        return f"the cloud is gone: {self.cloud.why}" if self.cloud is not None else ""
 
     async def _on_edge(self, way: Way, batch: Batch) -> FloatArray | bytes:
         if not len(batch.pixels):
@@ -166,32 +197,27 @@ class AsyncClient:
         loop, by = asyncio.get_running_loop(), self.ways.preprocessing
         return await loop.run_in_executor(self._edge, way.prepare, batch.pixels, by)
 
-    async def _finish(self, batch: Batch, way: Way, prepared: FloatArray | bytes) -> list[Result]:
+    async def _finish(
+        self, batch: Batch, way: Way | None, prepared: FloatArray | bytes | str
+    ) -> list[Result]:
         """A batch's results, whatever happens to it."""
+        if way is None or isinstance(prepared, str):
+            return self._failed(batch, str(prepared))
         if not isinstance(prepared, bytes):
             return self._results(batch, prepared, way.name)
-        scores = await self._away(batch, way, prepared)
-        if scores is not None:
+        assert self.cloud is not None
+        width = self.ways.manifest.output.elements
+        scores = await self.cloud.ask(way, prepared, len(batch.pixels), width)
+        self._landed_one(asyncio.current_task())
+        if not isinstance(scores, str):
             return self._results(batch, scores, way.name)
         if not self.options.fallback:
-            return self._failed(batch, way.name, "the cloud did not answer in time")
+            return self._failed(batch, scores)
         edge = self.ways.edge
         self.summary.fallbacks += len(batch.pixels)
         local = await self._on_edge(edge, batch)
         assert not isinstance(local, bytes)
         return self._results(batch, local, edge.name)
-
-    async def _away(self, batch: Batch, way: Way, payload: bytes) -> FloatArray | None:
-        assert self.cloud is not None
-        width, takes_s = self.ways.manifest.output.elements, self._takes_s(way)
-        self._ahead_s += takes_s
-        try:
-            return await self.cloud.ask(way, payload, len(batch.pixels), width)
-        finally:
-            self._ahead_s -= takes_s
-            if len(self._in_flight) <= 1 or self._ahead_s < 0:
-                self._ahead_s = 0.0  # of rounding something may be left
-            self._landed.set()
 
     def _note_choice(self, way: Way) -> None:
         switches = self.summary.switches
@@ -206,23 +232,24 @@ class AsyncClient:
         results = []
         for item in batch.items:
             if item.error is not None:
-                results.append(item.result(where, now))
+                results.append(item.result(None, now))
                 continue
             row, label = next(found)
             name = classes[label] if label < len(classes) else str(label)
             results.append(item.result(where, now, row, label, name))
         return results
 
-    def _failed(self, batch: Batch, where: str, why: str) -> list[Result]:
+    def _failed(self, batch: Batch, why: str) -> list[Result]:
         now = time.perf_counter()
-        return [replace(item.result(where, now), error=item.error or why) for item in batch.items]
+        return [replace(item.result(None, now), error=item.error or why) for item in batch.items]
 
     def _note(self, result: Result) -> None:
         now, summary = time.perf_counter(), self.summary
         summary.images += 1
         summary.errors += result.error is not None
-        summary.by_way[result.where] += 1
-        summary.latencies.append(result.latency_s)
+        if result.where is not None:
+            summary.by_way[result.where] += 1
+        summary.latencies.add(result.latency_s)
         summary.longest_gap_s = max(summary.longest_gap_s, now - self._last)
         summary.seconds, self._last = now - self._began, now
         if self.cloud is not None:

@@ -29,7 +29,11 @@ from convoy.split.probes import padded
 
 AVOIDED_S = 60.0
 """How long a way is not gone after a refusal that no waiting mends: somebody may mend it."""
+SAID_S = 1.0
+"""A way that is not gone for this long is worth a word."""
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
+PASSING = (INVALID, grpc.StatusCode.RESOURCE_EXHAUSTED)
+"""What costs a batch, and says nothing of the next one."""
 STALE_S = 1.0
 """After so long without a request that tells of the bandwidth, it is measured by a probe."""
 PROBE_BYTES = (1 << 13, 1 << 18)
@@ -44,8 +48,9 @@ class Cloud:
     def __init__(self, transport: Transport, say: Callable[[str], None]) -> None:
         self.meter, self.breaker = LinkMeter(), Breaker()
         self.sent_bytes = self.outages = 0
+        self.why = ""
+        """It is not there."""
         self._transport, self._say = transport, say
-        self._deadline_s = transport.options.deadline_s
         self._outage = asyncio.Event()
         self._probe_bytes = PROBE_BYTES[0]
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,7 +61,7 @@ class Cloud:
         return not self.breaker.is_open
 
     async def meet(self, ways: Sequence[Way], by: Preprocessing, width: int) -> None:
-        """Connect, and send a picture each way; without an answer the edge begins alone.
+        """Connect, and try each model; without an answer the edge begins alone.
 
         Ways that this server does not take, as one that is not Convoy's takes float32 only, are
         not gone; a notice says so.
@@ -76,7 +81,8 @@ class Cloud:
             await transport.explain()
             self._give_up("it does not answer")
             return
-        black = np.zeros((1, by.height, by.width, by.channels), np.uint8)
+        count = transport.options.batch_size  # as many as there will be: what that takes is noted
+        black = np.zeros((count, by.height, by.width, by.channels), np.uint8)
         by_address: dict[Address, list[Way]] = {}
         for way in ways:
             if way.address is not None:
@@ -92,10 +98,11 @@ class Cloud:
         tried = list(dict.fromkeys([ways[0], *(w for w in ways if w.codec.name == PLAIN)]))
         for way in tried:
             assert way.address is not None
-            message = request(way.address, way.codec.name, way.encoded(black, by), (1, *way.shape))
+            count, payload = len(black), way.encoded(black, by)
+            message = request(way.address, way.codec.name, payload, (count, *way.shape))
             try:
                 answer = await self._transport.infer(message, self._transport.options.connect_s)
-                answer_of(answer, 1, width)
+                found = answer_of(answer, count, width)
             except grpc.aio.AioRpcError as error:
                 if error.code() is INVALID and way is not tried[-1]:
                     continue
@@ -104,6 +111,8 @@ class Cloud:
                 return  # whatever it is, it may pass
             except CodecError as error:
                 raise ServerError(f"{self._transport.target.address}: {error}") from None
+            for other in ways:  # whose codec may differ; the model is the same
+                other.answered(found.computing_s, count)
             if way is not tried[0]:
                 self._drop([other for other in ways if other.codec.name != PLAIN])
             return
@@ -115,37 +124,37 @@ class Cloud:
             names = ", ".join(way.name for way in ways)
             self._say(f"this server does not take {names}: these ways are not gone")
 
-    async def ask(self, way: Way, payload: bytes, count: int, width: int) -> FloatArray | None:
-        """The server's scores, float32 [count, width], or None where they do not come.
+    async def ask(self, way: Way, payload: bytes, count: int, width: int) -> FloatArray | str:
+        """The server's scores, float32 [count, width], or why they do not come.
 
         Args:
             payload: what the way's codec made of so many images.
         """
         if self.breaker.is_open or way.address is None:
-            return None
+            return self.why
         message = request(way.address, way.codec.name, payload, (count, *way.shape))
         self.sent_bytes += len(payload)
-        sent = time.perf_counter()
-        asking = asyncio.ensure_future(self._transport.infer(message, self._deadline_s))
+        sent, patience_s = time.perf_counter(), self._transport.options.deadline_s
+        asking = asyncio.ensure_future(self._transport.infer(message, patience_s))
         given_up = asyncio.ensure_future(self._outage.wait())
         try:
             await asyncio.wait({asking, given_up}, return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done():
-                return None
-            scores, server_s = answer_of(asking.result(), count, width)
+            if not asking.done() or asking.cancelled():
+                return self.why
+            found = answer_of(asking.result(), count, width)
         except grpc.aio.AioRpcError as error:
-            self._refused(way, error)
-            return None
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self.meter.note_late(len(payload), time.perf_counter() - sent)
+            return self._refused(way, error)
         except CodecError as error:
-            self._avoid(way, str(error))
-            return None
+            return self._avoid(way, str(error))
         finally:
             asking.cancel()
             given_up.cancel()
-        answered = time.perf_counter()
-        self.meter.note(len(payload), sent, answered, server_s)
-        way.note_server(server_s, answered)
-        return scores
+        self.meter.note(len(payload), sent, time.perf_counter(), found.server_s)
+        self.breaker.answered()
+        way.answered(found.computing_s, count)
+        return found.scores
 
     async def close(self) -> None:
         """Leave."""
@@ -154,27 +163,30 @@ class Cloud:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._transport.close()
 
-    def _refused(self, way: Way, error: grpc.aio.AioRpcError) -> None:
-        """What a failed request means for those that come."""
-        code = error.code()
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return  # it has too much to do just now: the edge does this one
-        if code in FOR_GOOD or code is INVALID:
-            self._avoid(way, str(refusal(self._transport.target, error)))
-        else:
-            self._give_up(f"{code.name}: {error.details()}")
+    def _refused(self, way: Way, error: grpc.aio.AioRpcError) -> str:
+        """What a failed request means for those that come; and why it failed."""
+        code, told = error.code(), f"{error.code().name}: {error.details()}"
+        if code in FOR_GOOD:
+            return self._avoid(way, str(refusal(self._transport.target, error)), AVOIDED_S)
+        if code in PASSING:
+            return self._avoid(way, told)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:  # this way may be too slow, or nobody there
+            way.avoid(time.perf_counter())
+        self._give_up(told)
+        return told
 
-    def _avoid(self, way: Way, why: str) -> None:
+    def _avoid(self, way: Way, why: str, least_s: float = 0.0) -> str:
         """Not gone for a while; others may be."""
-        now = time.perf_counter()
-        if way.refused_until < now:
-            self._say(f"{way.name} is not gone for {AVOIDED_S:.0f} s: {why}")
-        way.refused_until = now + AVOIDED_S
+        seconds = way.avoid(time.perf_counter(), least_s)
+        if seconds >= SAID_S:
+            self._say(f"{way.name} is not gone for {seconds:.0f} s: {why}")
+        return why
 
     def _give_up(self, why: str) -> None:
         if not self.breaker.trip():
             return
         self.outages += 1
+        self.why = why
         self._outage.set()
         self._say(f"the cloud is gone ({why}): the edge computes alone")
         self._start(self._recover())
@@ -185,9 +197,9 @@ class Cloud:
             await asyncio.sleep(self.breaker.wait_s)
             self._transport.connect()  # an old connection may take seconds to try again
             try:
-                is_there = await self._transport.is_ready(self._deadline_s)
-            except ServerError:
-                is_there = False
+                is_there = await self._transport.is_ready(self._transport.options.deadline_s)
+            except ServerError as error:
+                self.why, is_there = str(error), False
             self.breaker.probed(is_there=is_there)
         self.meter.forget()
         self._outage = asyncio.Event()
@@ -202,23 +214,24 @@ class Cloud:
             await asyncio.sleep(STALE_S / 4 if self.meter.bandwidth_bytes_s else 0.001)
 
     async def _probe(self) -> bool:
-        """Whether it came through."""
+        """Whether it came through: a question with nothing, and one with many bytes."""
         (least, most), (short_s, long_s) = PROBE_BYTES, PROBE_S
-        began = time.perf_counter()
-        if not await self._transport.is_live(padded(0), self._deadline_s):
-            return False
-        self.meter.note(0, began, time.perf_counter(), 0.0)
-        began = time.perf_counter()
-        if not await self._transport.is_live(padded(self._probe_bytes), self._deadline_s):
-            self._probe_bytes = max(least, self._probe_bytes // 4)
-            return False
-        ended = time.perf_counter()
-        self.meter.note(self._probe_bytes, began, ended, 0.0)
-        taken = ended - began - (self.meter.rtt_s or 0.0)
-        if taken < short_s:
-            self._probe_bytes = min(4 * self._probe_bytes, most)
-        elif taken > long_s:
-            self._probe_bytes = max(least, self._probe_bytes // 4)
+        size, patience_s = self._probe_bytes, self._transport.options.deadline_s
+        times = []
+        for message in (padded(0), padded(size)):
+            began = time.perf_counter()
+            if not await self._transport.is_live(message, patience_s):
+                self._probe_bytes = max(least, size // 4)
+                return False
+            times.append(time.perf_counter() - began)
+        small_s, large_s = times
+        taken = large_s - small_s
+        if taken < max(short_s, small_s) and size < most:  # too little to be told from noise
+            self._probe_bytes = min(4 * size, most)
+            return True
+        self.meter.note_probe(size, small_s, large_s)
+        if taken > long_s:
+            self._probe_bytes = max(least, size // 4)
         return True
 
     def _start(self, what: Any) -> None:

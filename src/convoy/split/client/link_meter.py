@@ -18,6 +18,8 @@ LEAST_BYTES = 8_192
 """Fewer say little of a link: buffers and token buckets let them pass at once."""
 SMALL_BYTES = 4_096
 """Requests up to this size tell the round trip, and nothing else."""
+PLAIN = 0.5
+"""A request whose way is shorter than this part of a round trip tells nothing of its length."""
 LEAST_S = 5e-5
 """Clocks and loops are no finer: a link that is faster than they can tell seems no faster."""
 NEW = 0.5
@@ -51,16 +53,29 @@ class LinkMeter:
         arrival = answered - server_s - rtt / 2
         begin = max(sent + rtt / 2, self._arrived)
         self._arrived = max(self._arrived, arrival)
-        if size <= SMALL_BYTES:
+        if size <= SMALL_BYTES or arrival - begin < PLAIN * rtt:
             return
         self._bytes += size
         self._seconds += max(arrival - begin, LEAST_S)
         if self._bytes >= LEAST_BYTES:
-            rate = self._bytes / self._seconds
-            before = self.bandwidth_bytes_s
-            self.bandwidth_bytes_s = rate if before is None else before * (rate / before) ** NEW
+            self._rate(self._bytes / self._seconds)
             self._bytes = self._seconds = 0.0
             self.measured = answered
+
+    def note_probe(self, size: int, small_s: float, large_s: float) -> None:
+        """Two questions, one with nothing and one with `size` bytes, and what each took."""
+        self.rtt_s = small_s if self.rtt_s is None else min(small_s, self.rtt_s * RTT_RISE)
+        self._rate(size / max(large_s - small_s, LEAST_S))
+
+    def note_late(self, payload_bytes: int, seconds: float) -> None:
+        """A request had not been answered after so long: the link is no faster than that."""
+        if self.bandwidth_bytes_s is not None and payload_bytes + HEADERS_BYTES > SMALL_BYTES:
+            most = (payload_bytes + HEADERS_BYTES) / seconds
+            self.bandwidth_bytes_s = min(self.bandwidth_bytes_s, most)
+
+    def _rate(self, rate: float) -> None:
+        before = self.bandwidth_bytes_s
+        self.bandwidth_bytes_s = rate if before is None else before * (rate / before) ** NEW
 
     def way_s(self, payload_bytes: float) -> float:
         """How long a request's bytes are on their way; 0 where nothing is known."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from convoy.split.codecs import FloatArray
+
+FINEST_S, STEP = 1e-5, 1.02
+"""Latencies are counted in steps of 2%, from 10 microseconds on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,8 +24,8 @@ class Result:
     class_name: str | None
     scores: FloatArray | None
     """The network's raw logits, float32 [classes]."""
-    where: str
-    """`edge`, or the way it was sent: `pool2/uint8`."""
+    where: str | None
+    """`edge`, or the way it was sent: `pool2/uint8`; None where it was not computed."""
     latency_s: float
     """From the moment the client had the image."""
     error: str | None = None
@@ -36,6 +38,28 @@ class Result:
             found["score"] = float(self.scores.max())
         found["latency_ms"] = round(1000 * self.latency_s, 3)
         return found | ({"error": self.error} if self.error else {})
+
+
+@dataclass(kw_only=True)
+class Latencies:
+    """How many there were of which length, to within 2%, however many there are."""
+
+    counts: Counter[int] = field(default_factory=Counter)
+    total: int = 0
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self.counts[round(math.log(max(seconds, FINEST_S) / FINEST_S, STEP))] += 1
+        self.total += 1
+
+    def quantile(self, part: float) -> float:
+        """A latency that `part` of them do not exceed; NaN without any."""
+        wanted, seen = math.ceil(part * self.total), 0
+        for step in sorted(self.counts):
+            seen += self.counts[step]
+            if seen >= wanted:
+                return FINEST_S * STEP**step
+        return math.nan
 
 
 @dataclass(kw_only=True)
@@ -57,14 +81,7 @@ class Summary:
     seconds: float = 0.0
     longest_gap_s: float = 0.0
     """Between two results."""
-    latencies: array[float] = field(default_factory=lambda: array("d"))
-
-    def quantile(self, part: float) -> float:
-        """A latency that `part` of the images do not exceed; NaN without any."""
-        if not self.latencies:
-            return math.nan
-        ordered = sorted(self.latencies)
-        return ordered[min(len(ordered) - 1, math.ceil(part * len(ordered)) - 1)]
+    latencies: Latencies = field(default_factory=Latencies)
 
     def as_json(self) -> dict[str, Any]:
         """The closing summary of `convoy split run`."""
@@ -73,8 +90,8 @@ class Summary:
             "errors": self.errors,
             "seconds": self.seconds,
             "images_per_s": self.images / self.seconds if self.seconds else None,
-            "p50_s": self.quantile(0.5),
-            "p99_s": self.quantile(0.99),
+            "p50_s": self.latencies.quantile(0.5),
+            "p99_s": self.latencies.quantile(0.99),
             "longest_gap_s": self.longest_gap_s,
             "sent_bytes": self.sent_bytes,
             "computed": dict(self.by_way),

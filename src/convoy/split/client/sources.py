@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from convoy.errors import DataError, UsageError
 
@@ -28,7 +27,8 @@ def open_source(text: str) -> Iterator[Named]:
     """
     kind, _, rest = text.partition(":")
     if text == "-":
-        return from_stream(sys.stdin.buffer)
+        # Not sys.stdin: a thread that waits in it keeps the interpreter from ending.
+        return from_stream(open(0, "rb", buffering=0, closefd=False))
     if kind == "folder" and rest:
         return iter(in_folder(Path(rest)))
     if kind == "video" and rest:
@@ -55,12 +55,26 @@ def in_folder(folder: Path) -> list[Named]:
     return [(str(path.relative_to(folder)), path) for path in paths]
 
 
-def from_stream(stream: BinaryIO) -> Iterator[Named]:
-    """JPEGs one after another, or paths line by line."""
+def from_stream(stream: Any) -> Iterator[Named]:
+    """JPEGs one after another, or paths line by line.
+
+    Args:
+        stream: whose `read` returns what is there; it need not be all that was asked for.
+
+    Raises:
+        DataError: it is neither.
+    """
     head = stream.read(2)
+    while len(head) == 1 and (more := stream.read(1)):
+        head += more
     if head == START:
         yield from _frames(stream, head)
         return
+    if head[:1] and not chr(head[0]).isprintable():
+        raise DataError(
+            "standard input begins neither like a JPEG nor like a path: expected JPEGs one after "
+            "another, or a path on each line"
+        )
     for line in _lines(stream, head):
         if name := line.decode(errors="replace").strip():
             yield name, Path(name)
@@ -85,7 +99,7 @@ def from_video(path: str, **options: Any) -> Iterator[Named]:
         raise DataError(f"{path} cannot be read as a video: {error}") from None
 
 
-def _frames(stream: BinaryIO, held: bytes) -> Iterator[Named]:
+def _frames(stream: Any, held: bytes) -> Iterator[Named]:
     """Each to the end marker that another start, or for now nothing, follows."""
     number = 0
     while True:
@@ -93,7 +107,7 @@ def _frames(stream: BinaryIO, held: bytes) -> Iterator[Named]:
             frame, held = held[:end], held[end:]
             yield f"#{number}", frame
             number += 1
-        block = stream.read1(BLOCK) if hasattr(stream, "read1") else stream.read(BLOCK)
+        block = stream.read(BLOCK)
         if not block:
             if held:
                 yield f"#{number}", held
@@ -112,8 +126,8 @@ def _end_of_frame(held: bytes) -> int | None:
     return None
 
 
-def _lines(stream: BinaryIO, head: bytes) -> Iterator[bytes]:
-    for line in stream:
-        *whole, head = (head + line).split(b"\n")
+def _lines(stream: Any, held: bytes) -> Iterator[bytes]:
+    while block := stream.read(BLOCK):
+        *whole, held = (held + block).split(b"\n")
         yield from whole
-    yield head
+    yield held

@@ -128,11 +128,13 @@ class Transport:
 
     async def is_live(self, message: pb.ServerLiveRequest, timeout_s: float) -> bool:
         """Whether it answers at all."""
-        try:
-            await self._stub.ServerLive(message, timeout=timeout_s, metadata=self._metadata)
-        except grpc.aio.AioRpcError:
-            return False
-        return True
+        call = self._stub.ServerLive(message, timeout=timeout_s, metadata=self._metadata)
+        asking = asyncio.ensure_future(_answer(call))
+        try:  # a channel that is left cancels its calls, and is not to cancel who waits for them
+            await asyncio.wait({asking})
+        finally:
+            asking.cancel()
+        return not asking.cancelled() and asking.exception() is None
 
     async def explain(self) -> None:
         """Raise ServerError if it is the certificate for which no connection comes about."""
@@ -172,14 +174,20 @@ class Transport:
             await asyncio.gather(*self._closing, return_exceptions=True)
 
 
+async def _answer(call: Any) -> Any:
+    return await call
+
+
 def refusal(target: Target, error: grpc.aio.AioRpcError) -> ServerError:
     """What a refusal for good means, in words."""
-    what = error.details() or error.code().name
+    what = (error.details() or error.code().name).rstrip(". ")
     advice = {
         grpc.StatusCode.UNAUTHENTICATED: "Give the server's token: --token-file",
         grpc.StatusCode.FAILED_PRECONDITION: "Give client and server the same exported folder",
         grpc.StatusCode.NOT_FOUND: "Give client and server the same exported folder",
     }.get(error.code(), "")
+    if "--token-file" in what:
+        advice = ""
     return ServerError(f"{target.address} refuses: {what}. {advice}".rstrip(". ") + ".")
 
 

@@ -20,6 +20,7 @@ from convoy.errors import ManifestError, UnknownNameError
 from convoy.split import sessions
 from convoy.split.client.options import Options
 from convoy.split.codecs import FloatArray, feature_codec
+from convoy.split.costs import NOTHING, Curve
 from convoy.split.manifest import (
     CutEntry,
     Manifest,
@@ -35,14 +36,18 @@ from convoy.split.messages import PLAIN, Address
 from convoy.split.pictures import Pixels, normalised, picture_codec
 
 TIMED = 3
-"""How often a way is timed when the client starts."""
+"""How often a way is timed when the client starts; the quickest counts."""
+FADE_S = 30.0
+"""After so long, what was found of a way that has not been gone since counts half."""
+FIRST_AVOIDED_S, LONGEST_AVOIDED_S = 0.25, 60.0
+"""How long a way is not gone after it failed: at first, and after it has failed again and again."""
 NEW = 0.2
 """How much a new figure counts against those before."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Way:
-    """One of them, and what is known of it. Figures are those of a whole batch."""
+    """One of them, and what is known of it."""
 
     name: str
     variant: Variant
@@ -61,14 +66,17 @@ class Way:
     """Of the tensor that the model there takes, for one image."""
     refused_until: float = float("-inf")
     """The server does not take it before then."""
-    edge_s: float = 0.0
+    timed: Curve = NOTHING
+    """Seconds on the edge by batch size, as they were when the client started."""
+    correction: float = 1.0
+    """What it has been found to take since, by what was timed."""
     bytes_per_image: float = 0.0
-    whole_s: float = 0.0
-    """What all of this network takes on the edge."""
-    server_s: float | None = None
-    """None: this way has not been gone yet."""
-    server_noted: float = 0.0
-    """When that was."""
+    server_image_s: float | None = None
+    """What the server is at work for an image; None: this way has not been gone yet."""
+    noted: float = 0.0
+    """When it was last gone."""
+    avoid_s: float = FIRST_AVOIDED_S
+    """How long it is not gone after its next failure."""
 
     @property
     def is_edge(self) -> bool:
@@ -79,8 +87,20 @@ class Way:
         """What the edge does: logits where it does all, otherwise what is to be sent."""
         began = time.perf_counter()
         result = self._computed(pixels, by) if self.is_edge else self.encoded(pixels, by)
-        self.note_edge(time.perf_counter() - began, len(pixels), result)
+        now = time.perf_counter()
+        self.noted, foreseen = now, self.timed(len(pixels))
+        if foreseen > 0:
+            off = (now - began) / (foreseen * self.correction)
+            self.correction *= min(max(off, 0.1), 10.0) ** NEW
+        if isinstance(result, bytes):
+            self.bytes_per_image += NEW * (len(result) / len(pixels) - self.bytes_per_image)
         return result
+
+    def seconds(self, pixels: Pixels, by: Preprocessing) -> float:
+        """What the edge takes of it, tried once."""
+        began = time.perf_counter()
+        _ = self._computed(pixels, by) if self.is_edge else self.encoded(pixels, by)
+        return time.perf_counter() - began
 
     def encoded(self, pixels: Pixels, by: Preprocessing) -> bytes:
         """What is to be sent of pictures."""
@@ -92,17 +112,33 @@ class Way:
         tensor = normalised(pixels, by)
         return tensor if self.session is None else self.session(tensor)
 
-    def note_edge(self, seconds: float, count: int, result: FloatArray | bytes) -> None:
-        """What it took, for a batch of which size, and what came of it."""
-        self.edge_s = self.edge_s + NEW * (seconds - self.edge_s) if self.edge_s else seconds
-        if isinstance(result, bytes):
-            self.bytes_per_image += NEW * (len(result) / count - self.bytes_per_image)
+    def edge_s(self, count: int, now: float) -> float:
+        """Seconds on the edge for so many images; what was found long ago counts less and less."""
+        found: float = self.timed(count) * self.correction ** self._fade(now)
+        return found
 
-    def note_server(self, seconds: float, now: float) -> None:
-        """What the server said that it took."""
-        self.server_noted = now
-        before = self.server_s
-        self.server_s = seconds if before is None else before + NEW * (seconds - before)
+    def server_s(self, count: int, now: float) -> float | None:
+        """Likewise on the server; a server that has not been asked for long is thought faster."""
+        if self.server_image_s is None:
+            return None
+        return self.server_image_s * count * self._fade(now)
+
+    def _fade(self, now: float) -> float:
+        faded: float = 0.5 ** (max(0.0, now - self.noted) / FADE_S)
+        return faded
+
+    def answered(self, computing_s: float, count: int) -> None:
+        """An answer came, for which the server was at work so long."""
+        each, before = computing_s / count, self.server_image_s
+        self.server_image_s = each if before is None else before + NEW * (each - before)
+        self.avoid_s = FIRST_AVOIDED_S
+
+    def avoid(self, now: float, least_s: float = 0.0) -> float:
+        """It failed: not gone for a while, and for twice as long the next time; how long."""
+        seconds = max(self.avoid_s, least_s)
+        self.refused_until = max(self.refused_until, now + seconds)
+        self.avoid_s = min(2 * self.avoid_s, LONGEST_AVOIDED_S)
+        return seconds
 
 
 @dataclass(kw_only=True)
@@ -116,7 +152,7 @@ class Ways:
     @property
     def edge(self) -> Way:
         """All of a network on the edge: the fastest that is accurate enough."""
-        return min((way for way in self.all if way.is_edge), key=lambda way: way.edge_s)
+        return min((way for way in self.all if way.is_edge), key=lambda way: way.timed(1))
 
     def named(self, name: str) -> Way:
         """The way of that name. Raises UnknownNameError."""
@@ -146,18 +182,13 @@ class Ways:
         if samples is None:
             shape = (batch_size, by.height, by.width, by.channels)
             samples = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        pixels = np.resize(samples, (batch_size, *samples.shape[1:]))
         for way in self.all:
-            known = way.bytes_per_image  # noise is not what will be sent
-            taken = []
-            for _ in range(TIMED):
-                began = time.perf_counter()
-                way.prepare(pixels, by)
-                taken.append(time.perf_counter() - began)
-            way.edge_s, way.bytes_per_image = float(np.median(taken)), known
-        for way in self.all:
-            whole = whole_of(self.all, way.variant)
-            way.whole_s = whole.edge_s if whole is not None else 0.0
+            sizes = sorted({1, batch_size})
+            seconds = []
+            for size in sizes:
+                pixels = np.resize(samples, (size, *samples.shape[1:]))
+                seconds.append(min(way.seconds(pixels, by) for _ in range(TIMED)))
+            way.timed = Curve(sizes=tuple(sizes), values=tuple(seconds))
 
 
 def open_ways(folder: Path, options: Options) -> Ways:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +28,13 @@ class Batch:
     labels: NDArray[np.int64]
 
 
-def spread(count: int, total: int) -> range:
+def spread(count: int, total: int) -> list[int]:
     """`count` of `total` positions (or all, if there are fewer), evenly spread from the first."""
-    return range(0, total, max(1, total // count))[:count]
+    count = min(count, total)
+    return [number * total // count for number in range(count)]
 
 
-def batches(data: ImageData, positions: range, size: int) -> Iterator[Batch]:
+def batches(data: ImageData, positions: Sequence[int], size: int) -> Iterator[Batch]:
     """The images at `positions`, `size` at a time."""
     for first in range(0, len(positions), size):
         at = torch.tensor(list(positions[first : first + size]))

@@ -33,6 +33,8 @@ class Computed:
     queue_s: float
     computing_s: float
     """Of the whole batch."""
+    together: int
+    """Images in it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -184,8 +186,9 @@ class Batcher:
                 one.future.set_exception(result)
             else:
                 queue_s, computing_s = outcome.began - one.since, outcome.seconds
+                images = sum(len(other.rows) for other in batch)
                 one.future.set_result(
-                    Computed(rows=result, queue_s=queue_s, computing_s=computing_s)
+                    Computed(rows=result, queue_s=queue_s, computing_s=computing_s, together=images)
                 )
         self._consider()
 

@@ -80,6 +80,8 @@ class Answer:
     model: Model
     rows: FloatArray
     server_s: float
+    computing_s: float
+    """That the server was at work for this request alone: decoding, and its part of a batch."""
 
 
 class Core:
@@ -230,7 +232,14 @@ class Core:
         computed = await self.batchers[id(model)](rows, lambda: visit.is_wanted)
         visit.queue_s, visit.computing_s = computed.queue_s, computed.computing_s
         server_s = perf_counter() - visit.arrived
-        answer = Answer(question=question, model=model, rows=computed.rows, server_s=server_s)
+        part = parcel.count / computed.together
+        answer = Answer(
+            question=question,
+            model=model,
+            rows=computed.rows,
+            server_s=server_s,
+            computing_s=visit.decoding_s + part * computed.computing_s,
+        )
         return await self.off_loop(computed.rows.nbytes, write, answer)
 
     async def off_loop(self, size: int, work: Callable[..., T], *arguments: object) -> T:

@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
-from convoy.split.messages import CODEC, COUNT, DIGEST, SERVER_S
+from convoy.split.messages import CODEC, COMPUTING_S, COUNT, DIGEST, SERVER_S
 from convoy.split.server.core import Answer, Core, Visit
 from convoy.split.server.refusals import RefusedError, Status, invalid
 from convoy.split.server.requests import Question, Tensor
@@ -171,6 +171,7 @@ def response_of(answer: Answer) -> Any:
         id=answer.question.id,
     )
     message.parameters[SERVER_S].double_param = answer.server_s
+    message.parameters[COMPUTING_S].double_param = answer.computing_s
     message.outputs.add(
         name=answer.model.output.name, datatype="FP32", shape=list(answer.rows.shape)
     )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from convoy.split.messages import CODEC, COUNT, DIGEST, SERVER_S
+from convoy.split.messages import CODEC, COMPUTING_S, COUNT, DIGEST, SERVER_S
 from convoy.split.server.core import Answer
 from convoy.split.server.refusals import invalid, shown
 from convoy.split.server.requests import Question, Tensor
@@ -81,7 +81,7 @@ def response_of(answer: Answer) -> tuple[bytes, dict[str, str]]:
         "model_name": model.name,
         "model_version": str(model.version),
         **({"id": question.id} if question.id else {}),
-        "parameters": {SERVER_S: answer.server_s},
+        "parameters": {SERVER_S: answer.server_s, COMPUTING_S: answer.computing_s},
         "outputs": [output],
     }
     if not question.is_binary:
