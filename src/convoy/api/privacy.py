@@ -53,12 +53,12 @@ def privacy(
     data = open_dataset(
         thing_of(dataset, named, "dataset"), data_dir=Path(data_dir) if data_dir else None
     )
+    shown, found, counts = judge(folder, data, ways, images=images, epochs=epochs, watch=watch)
     target = Path(out) if out else folder.with_name(f"{folder.name}-privacy")
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {target} cannot be made: {error.strerror}") from None
-    shown, found = judge(folder, data, ways, images=images, epochs=epochs, watch=watch)
     labels = [f"{seen.way}   SSIM {seen.ssim:.2f}" for seen in found]
     rows = [("original", shown), *zip(labels, (seen.shown for seen in found), strict=True)]
     picture = target / "privacy.png"
@@ -66,7 +66,8 @@ def privacy(
     document: dict[str, Any] = {
         "folder": str(folder),
         "dataset": data.name,
-        "images": images,
+        "learnt_from": counts[0],
+        "judged_on": counts[1],
         "epochs": epochs,
         "picture": str(picture),
         "ways": [

@@ -23,7 +23,14 @@ def main() -> None:
 
             split(args=sys.argv[2:], prog_name="convoy split")
         with collector_paused():
-            app = _app()
+            try:
+                app = _app()
+            except UsageError:
+                if sys.argv[1:2] != ["split"] or [a for a in sys.argv[2:] if a[:1] != "-"]:
+                    raise
+                from convoy.cli.split.light import app as split  # what there is help for
+
+                split(args=sys.argv[2:], prog_name="convoy split")
         app()
     except UsageError as error:
         _fail(error, 2)

@@ -5,8 +5,7 @@
     cloud                                 ┃ decode, infer ┃ ─▶ answer
 
 One batch at a time takes the sum of these; batches one after another, all three at work at once,
-take as long as the slowest of them. Nothing here measures: the edge client uses the same functions
-with what it has measured itself.
+take as long as the slowest of them. Nothing here measures.
 """
 
 from __future__ import annotations

@@ -507,6 +507,46 @@ def test_tls_and_a_certificate_for_another_host(exported: Path, tmp_path: Path) 
         in_loop(lambda: run("localhost", "other.pem"))
 
 
+def test_what_does_not_speak_as_it_is_called(exported: Path, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+
+    async def run(kind: str) -> None:
+        async with PlayedCloud(exported).up(certified(authority, "localhost")) as server:
+            plain = server.replace("grpcs", kind)
+            async with AsyncClient(exported, plain, connect_s=1):
+                pass
+
+    with pytest.raises(ServerError, match="speaks TLS: call it grpcs://localhost"):
+        in_loop(lambda: run("grpc"))
+
+
+def test_a_server_that_asks_for_certificates(exported: Path, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    issued = authority.issue_cert("localhost")
+    chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+    mutual = grpc.ssl_server_credentials(
+        [(issued.private_key_pem.bytes(), chain)], authority.cert_pem.bytes(), True
+    )
+
+    async def run() -> None:
+        async with (
+            PlayedCloud(exported).up(mutual) as server,
+            AsyncClient(exported, server, ca=tmp_path / "ca.pem", connect_s=1),
+        ):
+            pass
+
+    with pytest.raises(ServerError, match="asks for a client's certificate, or for another"):
+        in_loop(run)
+
+
+def test_a_file_that_is_no_certificate(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("a key, perhaps")
+    with pytest.raises(UsageError, match=r"ca\.pem has no certificate in PEM"):
+        AsyncClient(exported, "grpcs://localhost:1", ca=tmp_path / "ca.pem")
+
+
 def test_nobody_there_is_no_error(exported: Path) -> None:
     with Client(exported, "grpc://localhost:1", deadline_s=0.2) as client:
         check(list(client.map(toy.pictures(4))), toy.pictures(4))

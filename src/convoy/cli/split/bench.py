@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json as json_format
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from typer import Argument, Option
 
 from convoy.cli.console import console, plain, print_json, stdout_for
 from convoy.cluster import format_bandwidth, parse_bandwidth
-from convoy.errors import LabError, UsageError
+from convoy.errors import LabError, UnknownNameError, UsageError
 from convoy.runtime.json_lines import finite
 from convoy.runtime.run_folder import write_text
 
@@ -48,21 +49,25 @@ def bench(
         from convoy.split.bench import bench as measured
         from convoy.split.bench import foreseen_beside, judged, settings_of
         from convoy.split.manifest import load, read_samples
+        from convoy.split.measuring import MODES
     except ModuleNotFoundError as error:
         raise LabError(
             f"the bench needs {error.name}: pip install 'convoy-cnn[split,lab]' (Linux only)"
         ) from None
     lab.check_possible()
-    samples = np.load(pictures, allow_pickle=False) if pictures else None
-    if samples is None:
-        samples = read_samples(folder, load(folder))
+    manifest = load(folder)
+    samples = _pictures(pictures) if pictures else read_samples(folder, manifest)
     if samples is None:
         raise UsageError(f"{folder} has no pictures in it: give some with --pictures FILE.npy")
+    modes = _parts(mode)
+    for name in modes:
+        if name not in MODES:
+            raise UnknownNameError("mode", name, MODES)
     settings = settings_of(
         [parse_bandwidth(text) for text in _parts(bandwidth)],
-        [float(text) for text in _parts(edge_cpus)],
-        [int(text) for text in _parts(batch_size)],
-        _parts(mode),
+        _numbers(edge_cpus, "--edge-cpus", float),
+        _numbers(batch_size, "--batch-size", int),
+        modes,
     )
     output = console(as_json=json)
     with stdout_for(as_json=json):
@@ -93,6 +98,35 @@ def bench(
     for table in _tables(rows):
         output.print(table)
     output.print(_verdict(found["settings"]))
+
+
+def _numbers(text: str, option: str, kind: Callable[[str], Any]) -> list[Any]:
+    """Numbers above 0, with commas between them. Raises UsageError."""
+    found = []
+    for part in _parts(text):
+        try:
+            found.append(kind(part))
+        except ValueError:
+            found.append(0)
+        if not 0 < found[-1] < math.inf:
+            raise UsageError(f"{option} {part}: expected a number above 0, or several: 1,100")
+    return found
+
+
+def _pictures(path: Path) -> Any:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise UsageError(
+            f"--pictures {path} is no array of NumPy's: expected uint8 [n, height, width, "
+            "channels], as numpy.save writes it"
+        ) from None
+    if found.dtype != np.uint8 or found.ndim != 4 or not len(found):
+        raise UsageError(
+            f"--pictures {path} has {found.dtype} {list(found.shape)}; expected uint8 "
+            "[n, height, width, channels]"
+        )
+    return found
 
 
 def _parts(text: str) -> list[str]:

@@ -85,6 +85,7 @@ class Transport:
                 )
             self._metadata = (("authorization", f"Bearer {options.token}"),)
         if target.secure:
+            _context(options)
             self._credentials = grpc.ssl_channel_credentials(
                 root_certificates=_read(options.ca, "certificates"),
                 private_key=_read(options.key, "a key"),
@@ -138,17 +139,20 @@ class Transport:
 
     async def explain(self) -> None:
         """Raise ServerError if it is the certificate for which no connection comes about."""
-        if not self.target.secure:
-            return
         target, options = self.target, self.options
+        if not target.secure:
+            if await _speaks_tls(target):
+                raise ServerError(f"{target.address} speaks TLS: call it grpcs://{target.address}")
+            return
         try:
-            context = ssl.create_default_context(cafile=options.ca)
-            if options.cert is not None:
-                context.load_cert_chain(options.cert, options.key)
+            context = _context(options)
+            context.set_alpn_protocols(["h2"])
             opened = asyncio.open_connection(
                 target.host.strip("[]"), target.port, ssl=context, ssl_handshake_timeout=2
             )
-            _, writer = await asyncio.wait_for(opened, 3)
+            reader, writer = await asyncio.wait_for(opened, 3)
+            spoken = writer.get_extra_info("ssl_object").selected_alpn_protocol()
+            is_let_in = await _is_let_in(reader)
         except ssl.SSLCertVerificationError as error:
             raise ServerError(
                 f"the certificate of {target.address} is refused: {error.verify_message}. Expected "
@@ -158,10 +162,20 @@ class Transport:
         except ssl.SSLError as error:
             raise ServerError(
                 f"{target.address} does not speak TLS as expected ({error.reason}). Is it without "
-                "TLS (grpc://), or does it ask for a client's certificate (--cert, --key)?"
+                "TLS (grpc://)?"
             ) from None
         except (OSError, TimeoutError):
             return  # nobody there: that may change
+        if not is_let_in:
+            raise ServerError(
+                f"{target.address} ends the connection once it is made: it asks for a client's "
+                "certificate, or for another one. Give --cert and --key"
+            )
+        if spoken != "h2":
+            raise ServerError(
+                f"{target.address} speaks TLS and no HTTP/2: is it the server's HTTP port? Give "
+                "the one for gRPC"
+            )
         writer.close()
         with contextlib.suppress(OSError, ssl.SSLError):
             await writer.wait_closed()
@@ -172,6 +186,51 @@ class Transport:
             await self._channel.close()
         if self._closing:
             await asyncio.gather(*self._closing, return_exceptions=True)
+
+
+def _context(options: Options) -> ssl.SSLContext:
+    """What certificates are checked by. Raises UsageError where a file is no certificate or key."""
+    for path, what in ((options.ca, "certificates"), (options.cert, "a certificate")):
+        if b"-----BEGIN CERTIFICATE" not in (_read(path, what) or b"-----BEGIN CERTIFICATE"):
+            raise UsageError(f"{path} has no certificate in PEM: expected {what}")
+    try:
+        context = ssl.create_default_context(cafile=options.ca)
+    except ssl.SSLError as error:
+        raise UsageError(f"{options.ca} cannot be used: {error.reason}") from None
+    if options.cert is not None:
+        try:
+            context.load_cert_chain(options.cert, options.key)
+        except (OSError, ssl.SSLError) as error:
+            why = getattr(error, "reason", None) or error
+            raise UsageError(
+                f"{options.cert} and {options.key} cannot be used together: {why}"
+            ) from None
+    return context
+
+
+async def _is_let_in(reader: asyncio.StreamReader) -> bool:
+    """Whether a server goes on after the handshake; in TLS 1.3 it looks at certificates then."""
+    try:
+        return await asyncio.wait_for(reader.read(1), 0.5) != b""
+    except TimeoutError:
+        return True
+    except OSError:  # SSLError among them
+        return False
+
+
+async def _speaks_tls(target: Target) -> bool:
+    """Whether a handshake comes about, whoever it is with."""
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    try:
+        opened = asyncio.open_connection(
+            target.host.strip("[]"), target.port, ssl=anybody, ssl_handshake_timeout=2
+        )
+        _, writer = await asyncio.wait_for(opened, 3)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
 
 
 async def _answer(call: Any) -> Any:

@@ -36,7 +36,7 @@ class Seen:
     ssim: float
     """The mean over held-out pictures: 1 is the picture itself."""
     psnr_db: float
-    """Likewise; infinite where every picture is exactly itself."""
+    """Of all their pixels together; infinite where every picture is exactly itself."""
     shown: Pixels
     """Some of them as a decoder makes them, uint8 [n, height, width, channels]."""
 
@@ -49,8 +49,8 @@ def judge(
     images: int,
     epochs: int,
     watch: Callable[[str], None],
-) -> tuple[Pixels, list[Seen]]:
-    """Some held-out pictures, and what is seen of them in each way.
+) -> tuple[Pixels, list[Seen], tuple[int, int]]:
+    """Some held-out pictures, what is seen in each way, and how many were learnt from and judged.
 
     Args:
         folder: what `convoy split export` made.
@@ -71,13 +71,16 @@ def judge(
             f"{'x'.join(map(str, data.test.image_shape))}"
         )
     wanted = [ways.named(name) for name in names] if names else _sending(ways)
+    for way in wanted:
+        if way.is_edge:
+            raise UsageError(f"way {way.name!r} sends nothing: there is nothing to be seen in it")
     learnt = _pixels(data.train, images, ways)
     held_out = _pixels(data.test, max(SHOWN, images // 5), ways)
     found = []
     for way in wanted:
         watch(way.name)
         found.append(_seen(way, ways, learnt, held_out, epochs))
-    return held_out[:SHOWN], found
+    return held_out[:SHOWN], found, (len(learnt), len(held_out))
 
 
 def _sending(ways: Ways) -> list[Way]:
@@ -109,7 +112,7 @@ def _seen(way: Way, ways: Ways, learnt: Pixels, held_out: Pixels, epochs: int) -
         bytes_per_image=way.bytes_per_image,
         accuracy=way.accuracy,
         ssim=float(ssim(made, wanted).mean()),
-        psnr_db=float(psnr(made, wanted).mean()),
+        psnr_db=float(psnr(made.flatten()[None], wanted.flatten()[None])),
         shown=np.ascontiguousarray(shown),
     )
 
