@@ -136,6 +136,8 @@ def test_every_direct_dependency_is_explained() -> None:
     explained = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
     for requirement in wanted:
         name = requirement.partition(">")[0].partition("[")[0].strip()
+        if name == project["name"]:  # an extra that has another one
+            continue
         assert f"| `{name}` |" in explained, f"docs/dependencies.md has no row for {name}"
 
 

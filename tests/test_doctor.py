@@ -72,7 +72,8 @@ def test_minimum_versions_are_the_projects() -> None:
     project = tomllib.loads(
         (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     )["project"]
-    wanted = [f"python{project['requires-python']}", *project["dependencies"]]
+    extras = project["optional-dependencies"]
+    wanted = [f"python{project['requires-python']}", *project["dependencies"], *extras["train"]]
     for name, least in MINIMUM.items():
         assert f"{name}>={'.'.join(map(str, least))}" in wanted
 
