@@ -52,7 +52,8 @@ async def run(options: argparse.Namespace) -> None:
                 out.write(json.dumps([*row, result.latency_s]) + "\n")
                 if result.index % 50 == 0:
                     out.flush()
-            out.write(json.dumps(client.summary.as_json() | {"notices": list(client.notices)}) + "\n")
+            summary = client.summary.as_json() | {"notices": list(client.notices)}
+            out.write(json.dumps(summary) + "\n")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convoy.split.server.batching import Batcher
+from convoy.split.server.batching import AT_ONCE_S, Batcher
 from convoy.split.server.refusals import RefusedError, Status
 
 FOREVER_S = 3600.0
@@ -22,12 +22,14 @@ class Network:
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.threads: list[int] = []
         self.opened = threading.Event()
         self.opened.set()
 
     def __call__(self, rows: Any) -> Any:
         assert self.opened.wait(60)
         self.batches.append(len(rows))
+        self.threads.append(threading.get_ident())
         if (rows == 13).any():
             raise RuntimeError("it cannot compute thirteen")
         return 2 * rows if not (rows == 14).any() else np.where(rows == 14, np.inf, 2 * rows)
@@ -148,3 +150,17 @@ def test_many_requests_of_many_sizes(seed: int) -> None:
         assert np.array_equal(result.rows, 2 * part)
     assert max(batches) <= 4
     assert sum(batches) == sum(map(len, parts))
+
+
+def test_what_is_quick_is_computed_at_once_and_what_is_not_in_a_thread() -> None:
+    async def play(batcher: Batcher, network: Network) -> Any:
+        here = threading.get_ident()
+        for _ in range(3):
+            await batcher(rows(1))
+        where = [thread == here for thread in network.threads]
+        batcher._image_s = AT_ONCE_S / 2
+        await batcher(rows(1, 2, 3))
+        return [*where, network.threads[-1] == here]
+
+    found, _ = batched(play)
+    assert found == [False, True, True, False]  # of the first nothing is known

@@ -11,6 +11,7 @@ of it may differ with the size of a batch, as a matrix product's order of sums d
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -23,6 +24,8 @@ from convoy.split.codecs import FloatArray
 from convoy.split.server.refusals import RefusedError, Status, invalid
 
 Run = Callable[[FloatArray], FloatArray]
+AT_ONCE_S = 3e-4
+"""A batch that takes less is computed on the loop: a thread would take longer to be woken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,8 @@ class Batcher:
         self._images = 0
         self._timer: asyncio.TimerHandle | None = None
         self._is_running = False
+        self._image_s = math.inf
+        """What the last batch took for each image; nothing is known of the first."""
 
     async def __call__(
         self, rows: FloatArray, is_wanted: Callable[[], bool] = lambda: True
@@ -121,6 +126,9 @@ class Batcher:
             return
         batch = self._take()
         if not batch:
+            return
+        if sum(len(one.rows) for one in batch) * self._image_s < AT_ONCE_S:
+            self._hand_over(batch, self._compute(batch))
             return
         self._is_running = True
         done = loop.run_in_executor(self.pool, self._compute, batch)
@@ -176,9 +184,12 @@ class Batcher:
 
     def _deliver(self, batch: Sequence[Waiting], done: asyncio.Future[Outcome]) -> None:
         self._is_running = False
-        if done.cancelled():  # the server has ended, and nobody waits
-            return
-        outcome = done.result()
+        if not done.cancelled():  # otherwise the server has ended, and nobody waits
+            self._hand_over(batch, done.result())
+
+    def _hand_over(self, batch: Sequence[Waiting], outcome: Outcome) -> None:
+        images = sum(len(one.rows) for one in batch)
+        self._image_s = outcome.seconds / images
         for one, result in zip(batch, outcome.results, strict=True):
             if one.future.done():
                 continue
@@ -186,7 +197,6 @@ class Batcher:
                 one.future.set_exception(result)
             else:
                 queue_s, computing_s = outcome.began - one.since, outcome.seconds
-                images = sum(len(other.rows) for other in batch)
                 one.future.set_result(
                     Computed(rows=result, queue_s=queue_s, computing_s=computing_s, together=images)
                 )
