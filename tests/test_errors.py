@@ -74,4 +74,5 @@ def test_the_tree_is_as_it_is_drawn() -> None:
     for kind in ALL:
         assert kind.__name__ in drawn
     usage = {kind.__name__ for kind in ALL if issubclass(kind, UsageError)}
-    assert usage == {"UsageError", "UnknownNameError", "ClusterError", "ProfileError"}
+    known = {"UsageError", "UnknownNameError", "ClusterError", "ProfileError", "ManifestError"}
+    assert usage == known

@@ -194,6 +194,8 @@ class AsyncClient:
     async def _on_edge(self, way: Way, batch: Batch) -> FloatArray | bytes:
         if not len(batch.pixels):
             return np.zeros((0, len(self.ways.manifest.classes)), np.float32)
+        if self._closed:
+            raise ServerError(CLOSED)
         loop, by = asyncio.get_running_loop(), self.ways.preprocessing
         return await loop.run_in_executor(self._edge, way.prepare, batch.pixels, by)
 
