@@ -96,7 +96,8 @@ def test_an_outage_is_not_taken_for_a_slow_link() -> None:
 def test_a_probe_is_two_questions_whose_difference_tells() -> None:
     meter = LinkMeter()
     for _ in range(8):
-        meter.note_probe(100_000, 0.020, 0.100)  # a busy machine: 20 ms for nothing at all
+        meter.note_probe(100_000, 0.020, 0.100, 7.0)  # a busy machine: 20 ms for nothing at all
+    assert meter.measured == 7.0
     assert meter.bandwidth_bytes_s == pytest.approx(1_250_000)
     assert meter.rtt_s == pytest.approx(0.020)
 

@@ -94,10 +94,12 @@ def _table(plan: Mapping[str, Any], rows: list[dict[str, Any]], count: int) -> T
         caption=f"{count - len(rows)} more with --all" if count > len(rows) else None,
         header_style="bold",
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     table.add_column("way", no_wrap=True)
     for name in ("edge", "link", "cloud", "latency", "images/s", "bytes", "accuracy"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True, min_width=5)
     for row in rows:
         parts = {
             "edge": row["edge_s"],

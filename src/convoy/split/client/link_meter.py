@@ -62,8 +62,9 @@ class LinkMeter:
             self._bytes = self._seconds = 0.0
             self.measured = answered
 
-    def note_probe(self, size: int, small_s: float, large_s: float) -> None:
+    def note_probe(self, size: int, small_s: float, large_s: float, now: float) -> None:
         """Two questions, one with nothing and one with `size` bytes, and what each took."""
+        self.measured = now
         self.rtt_s = small_s if self.rtt_s is None else min(small_s, self.rtt_s * RTT_RISE)
         self._rate(size / max(large_s - small_s, LEAST_S))
 
