@@ -9,7 +9,7 @@ pool2:8/uint8        the same of a network with 8 filters at that cut
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -268,8 +268,3 @@ def _ways_of_cut(variant: Variant, entry: CutEntry) -> Iterator[Way]:
             entry=entry,
             bytes_per_image=facts.bytes_per_image,
         )
-
-
-def whole_of(ways: Sequence[Way], variant: Variant) -> Way | None:
-    """The way that computes all of a network on the edge."""
-    return next((way for way in ways if way.is_edge and way.variant is variant), None)
