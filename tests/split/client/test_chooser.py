@@ -77,6 +77,14 @@ def test_throughput_is_set_by_the_slowest_part(mbit: float, expected: str) -> No
     assert of.parts(chosen, 0.0)[1] == pytest.approx(sent_s if chosen.bytes_per_image else 0.0)
 
 
+def test_a_request_takes_the_edge_something_whatever_it_carries() -> None:
+    of = chooser()
+    set_link(of, 1000)
+    assert settle(of) == "picture/uint8"
+    of.meter.request_s = 0.035  # more than all of the network
+    assert settle(of, 100.0) == "edge"
+
+
 def test_latency_is_their_sum() -> None:
     of = chooser("latency")
     set_link(of, 10)  # 20 + 11 + 1 + 2 ms, against 30 on the edge

@@ -77,7 +77,7 @@ def test_small_requests_tell_the_round_trip_and_no_bandwidth() -> None:
     for number, away in enumerate((0.004, 0.003, 0.009)):
         meter.note(100, number, number + away, 0.0)
     assert meter.bandwidth_bytes_s is None
-    assert meter.rtt_s == pytest.approx(0.0033)  # the shortest, and a tenth for what came since
+    assert meter.rtt_s == pytest.approx(0.003 * 2 ** (1.006 / 20))  # the shortest, a second old
     assert meter.way_s(10**9) == 0.0
 
 

@@ -76,7 +76,8 @@ class Chooser:
         server_s = way.server_s(count, now)
         if server_s is None:
             server_s = self._server_per_edge(now) * max(0.0, self._whole_s(way, now) - edge_s)
-        return edge_s, self.meter.way_s(way.bytes_per_image * count), server_s
+        way_s = self.meter.way_s(way.bytes_per_image * count)
+        return edge_s + self.meter.request_s, way_s, server_s
 
     def latency_s(self, way: Way, now: float) -> float:
         """Of one batch alone."""

@@ -38,7 +38,8 @@ STALE_S = 1.0
 """After so long without a request that tells of the bandwidth, it is measured by a probe."""
 PROBE_BYTES = (1 << 13, 1 << 18)
 """Of a probe: the first, which is the least, and the most."""
-PROBES = 3
+PROBES, REQUESTS = 3, 10
+"""How many pairs of questions measure the link, and how many what a request takes."""
 PROBE_S = (0.004, 0.04)
 """What a probe should take: it grows where it takes less, and shrinks where it takes more."""
 
@@ -77,10 +78,10 @@ class Cloud:
         """
         transport, patience_s = self._transport, self._transport.options.connect_s
         transport.connect()
-        self._start(self._watch_link())
         if not await transport.is_ready(patience_s):
             await transport.explain()
             self._give_up("it does not answer")
+            self._start(self._watch_link())
             return
         count = transport.options.batch_size  # as many as there will be: what that takes is noted
         black = np.zeros((count, by.height, by.width, by.channels), np.uint8)
@@ -90,9 +91,18 @@ class Cloud:
                 by_address.setdefault(way.address, []).append(way)
         for of_one in by_address.values():
             await self._try(sorted(of_one, key=lambda way: way.bytes_per_image), black, by, width)
-        began = time.perf_counter()
-        if await transport.is_ready(patience_s):
+        await self._time_requests()
+        self._start(self._watch_link())
+
+    async def _time_requests(self) -> None:
+        """What requests with nothing in them take of this machine, and there and back."""
+        at_work = time.process_time()
+        for _ in range(REQUESTS):
+            began = time.perf_counter()
+            if not await self._transport.is_live(padded(0), self._transport.options.connect_s):
+                return
             self.meter.note(0, began, time.perf_counter(), 0.0)
+        self.meter.request_s = (time.process_time() - at_work) / REQUESTS
 
     async def _try(self, ways: Sequence[Way], black: Pixels, by: Preprocessing, width: int) -> None:
         """Ask a model for one answer, by the lightest of its ways, or as any client would."""

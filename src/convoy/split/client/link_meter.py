@@ -24,8 +24,8 @@ LEAST_S = 5e-5
 """Clocks and loops are no finer: a link that is faster than they can tell seems no faster."""
 NEW = 0.5
 """How much a new figure counts against those before, on a scale of ratios."""
-RTT_RISE = 1.1
-"""By which factor per sample the shortest round trip is forgotten, where longer ones come."""
+RTT_S = 20.0
+"""After so long of longer round trips only, the shortest is taken to be twice as long."""
 
 
 @dataclass(kw_only=True)
@@ -37,6 +37,9 @@ class LinkMeter:
     rtt_s: float | None = None
     measured: float = float("-inf")
     """When the bandwidth was."""
+    request_s: float = 0.0
+    """What a request takes of this machine, whatever it carries."""
+    _rtt_at: float = 0.0
     _arrived: float = 0.0
     """When the latest request had arrived."""
     _bytes: float = 0.0
@@ -48,8 +51,8 @@ class LinkMeter:
         away = max(answered - sent - server_s, LEAST_S)
         if size <= SMALL_BYTES or self.rtt_s is None:
             rtt = max(away - self.way_s(payload_bytes), LEAST_S)
-            self.rtt_s = rtt if self.rtt_s is None else min(rtt, self.rtt_s * RTT_RISE)
-        rtt = min(self.rtt_s, away)
+            self._round_trip(rtt, answered)
+        rtt = min(self.rtt_s or 0.0, away)
         arrival = answered - server_s - rtt / 2
         begin = max(sent + rtt / 2, self._arrived)
         self._arrived = max(self._arrived, arrival)
@@ -65,7 +68,7 @@ class LinkMeter:
     def note_probe(self, size: int, small_s: float, large_s: float, now: float) -> None:
         """Two questions, one with nothing and one with `size` bytes, and what each took."""
         self.measured = now
-        self.rtt_s = small_s if self.rtt_s is None else min(small_s, self.rtt_s * RTT_RISE)
+        self._round_trip(small_s, now)
         self._rate(size / max(large_s - small_s, LEAST_S))
 
     def note_late(self, payload_bytes: int, seconds: float) -> None:
@@ -73,6 +76,11 @@ class LinkMeter:
         if self.bandwidth_bytes_s is not None and payload_bytes + HEADERS_BYTES > SMALL_BYTES:
             most = (payload_bytes + HEADERS_BYTES) / seconds
             self.bandwidth_bytes_s = min(self.bandwidth_bytes_s, most)
+
+    def _round_trip(self, seen_s: float, now: float) -> None:
+        """The shortest of late: longer ones are those of queues, here and there."""
+        risen_s = seen_s if self.rtt_s is None else self.rtt_s * 2 ** ((now - self._rtt_at) / RTT_S)
+        self.rtt_s, self._rtt_at = min(seen_s, risen_s), now
 
     def _rate(self, rate: float) -> None:
         before = self.bandwidth_bytes_s
