@@ -69,33 +69,15 @@ def measured(
             flush=True,
         ),
     )
-    accuracies = accuracies_of(folder)
-    whole = manifest.variants[0].accuracy
-    for row in rows:
-        row["accuracy"] = accuracies.get(row["way"])
-    good = [
-        row
-        for row in rows
-        if whole is None or (row["accuracy"] or 0) >= whole - WITHIN / 100 - 1e-9
-    ]
     keep = ("bandwidth_bit_s", "edge_cpus", "batch_size", "mode", "way", "accuracy")
     keep += ("images_per_s", "foreseen_images_per_s", "latency_s", "foreseen_latency_s")
     keep += ("bytes_per_image", "edge_s", "server_s")
     about = f"{name}: what ways do between emulated machines, and what was foreseen."
     write(f"split_bench_{name}", [{k: row[k] for k in keep} for row in rows], about=about)
     about = f"{name}: the plan's first choice beside the best that was measured."
-    write(f"split_choices_{name}", judged(good), about=about)
+    write(f"split_choices_{name}", judged(rows, manifest.variants[0].accuracy, WITHIN), about=about)
     draw_split_bench(rows, RESULTS / f"split_bench_{name}.png")
     return rows
-
-
-def accuracies_of(folder: Path) -> dict[str, float | None]:
-    """By way."""
-    from convoy.split.client.options import Options
-    from convoy.split.client.ways import open_ways
-
-    found = open_ways(folder, Options(accuracy_within=100.0))
-    return {way.name: way.accuracy for way in found.all}
 
 
 def ratios(rows: Sequence[dict[str, Any]], whole: float | None) -> list[dict[str, Any]]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from convoy.errors import UnknownNameError
+from convoy.api.splitting import plan_split
+from convoy.errors import UnknownNameError, UsageError
 from convoy.split import bench
 from convoy.split.client import AsyncClient, Options
 from convoy.split.costs import (
@@ -21,6 +25,7 @@ from convoy.split.costs import (
     Curve,
 )
 from convoy.split.foreseen import candidates_of_folder
+from convoy.split.manifest import ModelFile, to_json
 from convoy.split.measuring import measure
 
 from . import toy
@@ -47,6 +52,25 @@ def test_candidates_are_the_clients_ways(exported: Path) -> None:
     assert all(c.edge_s(4) > 0 for c in found.values())
     assert all((c.cloud_s(4) > 0) == (c.kind != LOCAL) for c in found.values())
     assert cut.answer_bytes(4) == 4 * 5 * 4
+
+
+def test_a_plan_of_what_was_exported(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no pictures to time codecs with"):
+        plan_split(exported, edge="1", cloud="1", bandwidth="1 Mbit/s")
+    manifest = toy.export(tmp_path)
+    np.save(tmp_path / "samples.npy", toy.pictures(5))
+    digest = hashlib.sha256((tmp_path / "samples.npy").read_bytes()).hexdigest()
+    samples = ModelFile(file="samples.npy", sha256=digest)
+    (tmp_path / "manifest.json").write_text(to_json(replace(manifest, samples=samples)))
+    exported = tmp_path
+    plan = plan_split(exported, edge="1", cloud="1", bandwidth="1 Mbit/s", batch_size=4)
+    found = plan.to_dict()
+    ways = AsyncClient(exported, None, Options(accuracy_within=100.0)).ways
+    assert {row["name"] for row in found["rows"]} == {way.name for way in ways.all}
+    assert found["accuracy"] == ways.manifest.variants[0].accuracy
+    assert {row["name"]: row["accuracy"] for row in found["rows"]} == {
+        way.name: way.accuracy for way in ways.all
+    }
 
 
 @pytest.mark.parametrize("mode", ["synchronous", "pipelined"])
@@ -104,11 +128,17 @@ def test_the_plans_choice_is_set_beside_the_best() -> None:
         }
 
     rows = [row("a", 100, 110), row("b", 80, 120), row("a", 50, 60, 2e6), row("b", 40, 44, 2e6)]
-    slow, fast = bench.judged(rows)
+    for way, lost in (("a", 0.0), ("b", 0.01)):
+        for measured in rows:
+            if measured["way"] == way:
+                measured["accuracy"] = 0.8 - lost
+    slow, fast = bench.judged(rows, 0.8)
     assert (slow["best"], slow["chosen"], slow["chosen_of_best"]) == ("a", "b", 0.8)
     assert slow["mean_error"] == pytest.approx((0.1 + 0.5) / 2)
     assert slow["largest_error"] == pytest.approx(0.5)
     assert (fast["best"], fast["chosen"], fast["chosen_of_best"]) == ("a", "a", 1.0)
+    slow, _ = bench.judged(rows, 0.8, within=0.5)
+    assert (slow["best"], slow["chosen"]) == ("a", "a")  # b is not accurate enough
 
 
 def test_settings_of_one_lab_are_together() -> None:

@@ -104,8 +104,29 @@ def test_what_is_too_inaccurate_is_not_chosen() -> None:
         ("worse", "1.5 points less accurate than the full network")
     ]
     assert choose([worse, good], LINK, Wish(accuracy=0.80, accuracy_within=2)) is worse
-    with pytest.raises(UsageError, match="nothing is within 1 points .* the nearest is worse"):
+    with pytest.raises(UsageError, match=r"nothing will do \(worse: 1.5 points less accurate"):
         choose([worse], LINK, wish)
+
+
+def test_what_is_too_late_or_too_slow_is_not_chosen() -> None:
+    way = candidate()  # 77 ms a batch of ten, 250 images/s; LOCAL 100 ms, and 100 images/s
+    late = rank([way, LOCAL], LINK, Wish(count=10, deadline_s=0.09))
+    assert [c.name for c in late.best] == ["local"]
+    assert late.refused[0][1] == "0.077 s until the answer, of a deadline of 0.09"
+    assert not rank([way], LINK, Wish(count=10, deadline_s=0.1)).refused
+    slow = Wish(objective="bytes", count=10, images_per_s=150)
+    assert [c.name for c in rank([way, LOCAL], LINK, slow).best] == ["pool2"]
+    assert rank([LOCAL], LINK, slow).refused[0][1] == "100 images/s, of 150"
+    with pytest.raises(UsageError, match="a deadline of 0 s: expected more"):
+        Wish(deadline_s=0)
+    with pytest.raises(UsageError, match="expected a rate to keep up with"):
+        Wish(images_per_s=-1)
+
+
+def test_where_nothing_will_do_there_is_no_choice() -> None:
+    wish = Wish(count=10, images_per_s=150)
+    found = choices([LOCAL, candidate(sent_bytes=per_image(20000.0))], LINK, wish, [1e6, 1e9])
+    assert [bandwidth for bandwidth, _ in found] == [1e9]
 
 
 def test_the_choice_changes_with_the_link() -> None:

@@ -132,8 +132,24 @@ def test_the_choice_in_words() -> None:
     slow = made_plan(link=Link(bandwidth_bit_s=1e6, latency_s=0.0)).verdict()
     assert slow.startswith("Compute all on the edge. 100 images/s")
     strict = made_plan(wish=Wish(count=10, accuracy=0.99))
-    assert strict.verdict().startswith("Nothing is within 1 points of the full network")
+    assert strict.verdict().startswith("Nothing will do (picture/jpeg: 29.0 points less accurate")
     assert (strict.to_dict()["chosen"], strict.to_dict()["over_bandwidth"]) == (None, [])
+
+
+def test_the_choice_keeps_up_and_is_in_time() -> None:
+    slow_link = Link(bandwidth_bit_s=1e7, latency_s=0.5)
+    said = made_plan(link=slow_link).verdict()
+    assert "`convoy split run` needs --deadline 1.4 for that." in said  # (1 + 0.1) / 0.8
+    wish = Wish(objective="throughput", count=10, accuracy=0.8, deadline_s=0.4)
+    found = made_plan(link=slow_link, wish=wish)
+    assert found.verdict().startswith("Compute all on the edge.")
+    refused = {row["name"]: row["refused"] for row in found.rows()}
+    assert refused["pool2/uint8"].endswith("until the answer, of a deadline of 0.4")
+    keep_up = Wish(objective="bytes", count=10, accuracy=0.8, images_per_s=105)
+    found = made_plan(wish=keep_up)
+    assert found.verdict().startswith("Cut: pool2/uint8.")
+    assert "Below 8.9 Mbit/s nothing will do." in found.verdict()
+    assert found.to_dict()["over_bandwidth"][0]["bandwidth_bit_s"] > 8e6
 
 
 def test_rows_are_the_best_first_then_the_inaccurate() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,23 @@ from convoy.api.trained import load_trained
 from convoy.cluster import load_cluster
 from convoy.datasets import open_dataset
 from convoy.errors import UsageError
-from convoy.split.costs import Wish
+from convoy.split import manifest as manifests
+from convoy.split.costs import Link, Wish
+from convoy.split.foreseen import candidates_of_folder
 from convoy.split.making.candidates import Trial, candidates_of
 from convoy.split.making.exporting import from_file, from_torch
 from convoy.split.making.folder import ExportSettings, Say, export_networks
 from convoy.split.making.networks import SplitNetwork
 from convoy.split.making.repository import check_vacant
 from convoy.split.manifest import Manifest
-from convoy.split.planning import SplitPlan, at_places, between_places, link_between, place
+from convoy.split.planning import (
+    Place,
+    SplitPlan,
+    at_places,
+    between_places,
+    link_between,
+    place,
+)
 
 
 def export_split(
@@ -148,6 +158,8 @@ def plan_split(
     batch_size: int = 1,
     objective: str = "latency",
     accuracy_within: float = 1.0,
+    rate: float = 0.0,
+    deadline_s: float | None = None,
     cuts: Sequence[str] | None = None,
     network: Network | None = None,
     dataset: Any = None,
@@ -162,13 +174,16 @@ def plan_split(
     what the machines are slower.
 
     Args:
-        run: a run folder, or an ONNX file from elsewhere.
+        run: a run folder, an ONNX file from elsewhere, or a folder that `export_split` made, whose
+            ways are those of the edge client.
         edge, cloud: machines of the cluster file; without one, how many cores each has.
         cluster: a cluster file.
         bandwidth, latency: of the link, in place of the file's.
         batch_size: images of a request.
         objective: latency, throughput, bytes or privacy.
         accuracy_within: points below the full network that will do.
+        rate: images per second that a way has to keep up with.
+        deadline_s: how long an answer may take, seconds.
         cuts: the only ones to look at; without them all at which a layer ends.
         network, dataset, data_dir: as for `export_split`.
         accuracy: judge every codec on test images.
@@ -182,8 +197,16 @@ def plan_split(
     described = load_cluster(cluster) if cluster else None
     here, there = place(edge, "--edge", described), place(cloud, "--cloud", described)
     link = link_between(edge, cloud, described, bandwidth, latency)
-    wish = Wish(objective=objective, count=batch_size, accuracy_within=accuracy_within)
+    wish = Wish(
+        objective=objective,
+        count=batch_size,
+        accuracy_within=accuracy_within,
+        images_per_s=rate,
+        deadline_s=math.inf if deadline_s is None else deadline_s,
+    )
     tell = say or (lambda _: None)
+    if (Path(run) / manifests.NAME).is_file():
+        return _plan_of_folder(Path(run), here, there, between_places(link, here, there), wish)
     full = load_network(run, "", cuts, network=network, dataset=dataset, data_dir=data_dir)
     networks = [full]
     for cut, filters in _trained_narrow(Path(run)):
@@ -201,6 +224,28 @@ def plan_split(
         wish=replace(wish, accuracy=measured[0].accuracy),
         candidates=tuple(at_places(candidate, here, there) for candidate in measured),
         judged_images=judged,
+    )
+
+
+def _plan_of_folder(folder: Path, edge: Place, cloud: Place, link: Link, wish: Wish) -> SplitPlan:
+    """Of what was exported: ways that are there, with the accuracies that were found then."""
+    manifest = manifests.load(folder)
+    pictures = manifests.read_samples(folder, manifest)
+    if pictures is None:
+        raise UsageError(
+            f"{folder} has no pictures to time codecs with: export it from a run or a data set, or "
+            "plan from the run itself"
+        )
+    measured = candidates_of_folder(folder, pictures, wish.count)
+    return SplitPlan(
+        network=manifest.network,
+        dataset=manifest.dataset,
+        edge=edge,
+        cloud=cloud,
+        link=link,
+        wish=replace(wish, accuracy=manifest.variants[0].accuracy),
+        candidates=tuple(at_places(candidate, edge, cloud) for candidate in measured),
+        judged_images=None,
     )
 
 

@@ -23,7 +23,7 @@ PARTS = {
 }
 COLOURS = ("#3b6fb6", "#d9a441", "#8c4a6b", "#2f8f5b", "#b8543d", "#555555")
 REFUSED = 0.35
-"""How much of its colour a way keeps that is too inaccurate."""
+"""How much of its colour a way keeps that will not do."""
 
 
 def draw_split(plan: Mapping[str, Any], path: Path) -> None:
@@ -81,7 +81,7 @@ def _draw_bars(axes: Any, rows: Sequence[Mapping[str, Any]], plan: Mapping[str, 
     axes.invert_yaxis()
     _fit(axes, left)
     what = f"a batch of {plan['batch_size']}" if plan["batch_size"] > 1 else "one image"
-    axes.set_xlabel(f"milliseconds for {what} (pale: too inaccurate)")
+    axes.set_xlabel(f"milliseconds for {what} (pale: will not do)")
     axes.legend(loc="best", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -130,19 +130,35 @@ def foreseen_beside(
     return found
 
 
-def _beside(candidate: Candidate, setting: Setting) -> dict[str, float]:
-    """What was foreseen of a way in a setting."""
+def _beside(candidate: Candidate, setting: Setting) -> dict[str, float | None]:
+    """What was foreseen of a way in a setting, and how accurate it is."""
     edge, cloud = Place(name=EDGE, cores=setting.edge_cpus), Place(name=CLOUD, cores=1.0)
     link = Link(bandwidth_bit_s=setting.bandwidth_bit_s, latency_s=LATENCY_S)
     there = at_places(candidate, edge, cloud)
     cost_ = cost(there, between_places(link, edge, cloud), setting.batch_size)
     is_synchronous = setting.mode == "synchronous"
     pace = cost_.synchronous_images_per_s if is_synchronous else cost_.images_per_s
-    return {"foreseen_images_per_s": pace, "foreseen_latency_s": cost_.latency_s}
+    return {
+        "foreseen_images_per_s": pace,
+        "foreseen_latency_s": cost_.latency_s,
+        "accuracy": candidate.accuracy,
+    }
 
 
-def judged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By setting: which way is best, which one the plan takes, and what that is worth."""
+def judged(
+    rows: Sequence[dict[str, Any]], accuracy: float | None = None, within: float = 1.0
+) -> list[dict[str, Any]]:
+    """By setting: which way is best, which one the plan takes, and what that is worth.
+
+    Args:
+        rows: as `bench` gives them.
+        accuracy: of the full network; ways that are known to be more than `within` points below it
+            are nobody's choice.
+        within: see there.
+    """
+    if accuracy is not None:
+        least = accuracy - within / 100 - 1e-9
+        rows = [row for row in rows if row["accuracy"] is None or row["accuracy"] >= least]
     keys = ("bandwidth_bit_s", "edge_cpus", "batch_size", "mode")
     found = []
     for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):

@@ -5,12 +5,14 @@
     cloud                                 ┃ decode, infer ┃ ─▶ answer
 
 One batch at a time takes the sum of these; batches one after another, all three at work at once,
-take as long as the slowest of them. Nothing here measures.
+take as long as the slowest of them. Nothing here measures: the plan gives what was measured before,
+the edge client what it measures as it goes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from convoy.errors import UnknownNameError, UsageError
@@ -22,8 +24,17 @@ OVERHEAD_BYTES = 400
 """Of a request and its headers, beside what the codec made."""
 OVERHEAD_S = 0.0007
 """Of a request, both ends together: measured on loopback with 8 kB."""
+DEADLINE_S = 0.4
+"""How long the edge client waits for an answer, if it is not told otherwise."""
+OF_DEADLINE = 0.8
+"""What is foreseen to take more than this part of the deadline is too late."""
+TIE = 0.01
+"""What latency counts where something else is to be little."""
+AVOIDED = 1e12
+"""Bytes that a picture costs where nobody is to see it."""
 
-
+LEAST_S = 1e-9
+"""Nothing is thought to take less, whatever is not known of it."""
 CLIENT_BATCH_S, CLIENT_IMAGE_S = 3.2e-4, 2.4e-5
 """Of the edge client itself: queues, threads, results (`benchmarks/split_client.py`)."""
 
@@ -94,6 +105,8 @@ class Link:
     overhead_on_edge: float = 0.5
     """How much of that is the edge's."""
     overhead_bytes: float = OVERHEAD_BYTES
+    framing: float = FRAMING
+    """Bytes on the wire for each; 1 where the bandwidth is that of a request's own bytes."""
 
     def __post_init__(self) -> None:
         if not self.bandwidth_bit_s > 0:
@@ -106,7 +119,7 @@ class Link:
 
     def wire_s(self, size: float) -> float:
         """How long a request of `size` bytes occupies one direction."""
-        return (size + self.overhead_bytes) * FRAMING * 8 / self.bandwidth_bit_s
+        return (size + self.overhead_bytes) * self.framing * 8 / self.bandwidth_bit_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +130,8 @@ class Cost:
     sent_bytes: float
     transfer_s: float
     """There and back, with what a request takes whatever it carries."""
+    link_s: float
+    """How long it keeps the link from others, in the direction that takes longer."""
     cloud_s: float
     latency_s: float
     """From the images to the answer, with nothing else going on."""
@@ -133,15 +148,16 @@ def cost(candidate: Candidate, link: Link, count: int) -> Cost:
     edge_s = candidate.edge_s(count)
     if candidate.kind == LOCAL:
         stages = {"edge": edge_s}
-        sent = transfer_s = cloud_s = 0.0
+        sent = transfer_s = link_s = cloud_s = 0.0
     else:
         sent, cloud_s = candidate.sent_bytes(count), candidate.cloud_s(count)
         there, back = link.wire_s(sent), link.wire_s(candidate.answer_bytes(count))
+        link_s = max(there, back)
         transfer_s = there + back + 2 * link.latency_s + link.overhead_s
         on_edge = link.overhead_s * link.overhead_on_edge
         stages = {
             "edge": edge_s + on_edge,
-            "link": max(there, back),
+            "link": link_s,
             "cloud": cloud_s + link.overhead_s - on_edge,
         }
     latency_s = edge_s + transfer_s + cloud_s
@@ -150,10 +166,11 @@ def cost(candidate: Candidate, link: Link, count: int) -> Cost:
         edge_s=edge_s,
         sent_bytes=sent,
         transfer_s=transfer_s,
+        link_s=link_s,
         cloud_s=cloud_s,
         latency_s=latency_s,
-        images_per_s=count / stages[bottleneck],
-        synchronous_images_per_s=count / latency_s,
+        images_per_s=count / max(stages[bottleneck], LEAST_S),
+        synchronous_images_per_s=count / max(latency_s, LEAST_S),
         bottleneck=bottleneck,
     )
 
@@ -169,32 +186,7 @@ def throughput(candidate: Candidate, link: Link, count: int, *, synchronous: boo
     return found.synchronous_images_per_s if synchronous else found.images_per_s
 
 
-def _by_privacy(candidate: Candidate, link: Link, count: int) -> tuple[float, ...]:
-    """Nothing sent before features, features before pictures; deeper, then fewer bytes first.
-
-    This is an order, not a measure: `convoy split privacy` measures what can be recovered.
-    """
-    rank = {LOCAL: 0, SPLIT: 1, PICTURE: 2}[candidate.kind]
-    found = cost(candidate, link, count)
-    return (rank, -candidate.depth, found.sent_bytes, found.latency_s)
-
-
-def _by_bytes(candidate: Candidate, link: Link, count: int) -> tuple[float, ...]:
-    found = cost(candidate, link, count)
-    return (found.sent_bytes, found.latency_s)
-
-
-Key = Callable[[Candidate, Link, int], tuple[float, ...]]
-OBJECTIVES: dict[str, Key] = {
-    "latency": lambda candidate, link, count: (latency_s(candidate, link, count),),
-    "throughput": lambda candidate, link, count: (
-        -throughput(candidate, link, count),
-        latency_s(candidate, link, count),
-    ),
-    "bytes": _by_bytes,
-    "privacy": _by_privacy,
-}
-"""What is to be least."""
+OBJECTIVES = ("latency", "throughput", "bytes", "privacy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,19 +200,52 @@ class Wish:
     """Of the full network, which the choice is to come near; None: nobody has measured it."""
     accuracy_within: float = 1.0
     """How many points below that it may be."""
+    images_per_s: float = 0.0
+    """What the choice is to keep up with."""
+    deadline_s: float = math.inf
+    """How long an answer may take; nothing is too late that stays on the edge."""
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise UnknownNameError("objective", self.objective, OBJECTIVES)
+        if not 0 <= self.images_per_s < math.inf:
+            raise UsageError(f"{self.images_per_s:g} images/s: expected a rate to keep up with")
+        if not self.deadline_s > 0:
+            raise UsageError(f"a deadline of {self.deadline_s:g} s: expected more than 0")
 
-    def refusal(self, candidate: Candidate) -> str | None:
+    def measure(self, candidate: Candidate, found: Cost) -> float:
+        """What is to be least.
+
+        Of `privacy`: pictures last, and of features the fewest bytes, since no more can be seen in
+        them than they have room for. An order, not a measure: `convoy split privacy` measures.
+        """
+        match self.objective:
+            case "latency":
+                return found.latency_s
+            case "throughput":
+                return self.count / found.images_per_s + TIE * found.latency_s
+        pictures = self.objective == "privacy" and candidate.kind == PICTURE
+        return found.sent_bytes / self.count + TIE * found.latency_s + AVOIDED * pictures
+
+    def refusal(self, candidate: Candidate, found: Cost) -> str | None:
         """Why a candidate will not do; None if it will, or if nobody knows."""
-        if self.accuracy is None or candidate.accuracy is None:
-            return None
-        lost = (self.accuracy - candidate.accuracy) * 100
-        if lost <= self.accuracy_within + 1e-9:
-            return None
-        return f"{lost:.1f} points less accurate than the full network"
+        if self.accuracy is not None and candidate.accuracy is not None:
+            lost = (self.accuracy - candidate.accuracy) * 100
+            if lost > self.accuracy_within + 1e-9:
+                return f"{lost:.1f} points less accurate than the full network"
+        if self.is_late(candidate, found):
+            return f"{found.latency_s:.2g} s until the answer, of a deadline of {self.deadline_s:g}"
+        if not self.keeps_up(found):
+            return f"{found.images_per_s:.3g} images/s, of {self.images_per_s:g}"
+        return None
+
+    def is_late(self, candidate: Candidate, found: Cost) -> bool:
+        """Whether its answers would often come after the deadline."""
+        return candidate.kind != LOCAL and found.latency_s > OF_DEADLINE * self.deadline_s
+
+    def keeps_up(self, found: Cost) -> bool:
+        """Whether it is as fast as images come."""
+        return found.images_per_s >= self.images_per_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,12 +257,20 @@ class Ranking:
     refused: tuple[tuple[Candidate, str], ...] = field(default=())
     """The others, with the reason, in the same order."""
 
+    def nothing(self) -> str:
+        """What is said where nothing will do."""
+        each = "; ".join(f"{candidate.name}: {reason}" for candidate, reason in self.refused[:3])
+        return (
+            f"nothing will do ({each or 'there is nothing'}). Ask for less: --accuracy-within, "
+            "--deadline or --rate"
+        )
+
 
 def rank(candidates: Iterable[Candidate], link: Link, wish: Wish) -> Ranking:
-    """Candidates by the objective, those that are too inaccurate apart."""
-    key = OBJECTIVES[wish.objective]
-    ordered = sorted(candidates, key=lambda candidate: key(candidate, link, wish.count))
-    judged = [(candidate, wish.refusal(candidate)) for candidate in ordered]
+    """Candidates by the objective, those that will not do apart."""
+    costed = [(candidate, cost(candidate, link, wish.count)) for candidate in candidates]
+    costed.sort(key=lambda pair: wish.measure(*pair))
+    judged = [(candidate, wish.refusal(candidate, found)) for candidate, found in costed]
     return Ranking(
         best=tuple(candidate for candidate, reason in judged if reason is None),
         refused=tuple((candidate, reason) for candidate, reason in judged if reason is not None),
@@ -245,27 +278,23 @@ def rank(candidates: Iterable[Candidate], link: Link, wish: Wish) -> Ranking:
 
 
 def choose(candidates: Sequence[Candidate], link: Link, wish: Wish) -> Candidate:
-    """The best of those that are accurate enough.
+    """The best of those that will do.
 
     Raises:
-        UsageError: none is.
+        UsageError: none does.
     """
     found = rank(candidates, link, wish)
     if not found.best:
-        nearest = max(candidates, key=lambda c: c.accuracy or 0.0, default=None)
-        said = f"; the nearest is {nearest.name}" if nearest else ""
-        raise UsageError(
-            f"nothing is within {wish.accuracy_within:g} points of the full network{said}. Allow "
-            "more with --accuracy-within"
-        )
+        raise UsageError(found.nothing())
     return found.best[0]
 
 
 def choices(
     candidates: Sequence[Candidate], link: Link, wish: Wish, bandwidths: Iterable[float]
 ) -> list[tuple[float, Candidate]]:
-    """The choice at each bandwidth, in bit/s."""
-    return [
-        (bandwidth, choose(candidates, replace(link, bandwidth_bit_s=bandwidth), wish))
+    """The choice at each bandwidth, in bit/s, where there is one."""
+    found = [
+        (bandwidth, rank(candidates, replace(link, bandwidth_bit_s=bandwidth), wish).best[:1])
         for bandwidth in bandwidths
     ]
+    return [(bandwidth, best[0]) for bandwidth, best in found if best]

@@ -16,7 +16,9 @@ from convoy.errors import ClusterError, UsageError
 from convoy.split.costs import (
     CLIENT_BATCH_S,
     CLIENT_IMAGE_S,
+    DEADLINE_S,
     LOCAL,
+    OF_DEADLINE,
     PICTURE,
     Candidate,
     Cost,
@@ -163,9 +165,7 @@ class SplitPlan:
         ]
 
     def over_bandwidth(self) -> list[dict[str, Any]]:
-        """What would be chosen from 1 Mbit/s to 1 Gbit/s."""
-        if not self.ranking.best:
-            return []
+        """What would be chosen from 1 Mbit/s to 1 Gbit/s, where anything will do."""
         rows = []
         for bandwidth, chosen in choices(self.candidates, self.link, self.wish, BANDWIDTHS):
             link = replace(self.link, bandwidth_bit_s=bandwidth)
@@ -185,6 +185,8 @@ class SplitPlan:
             "objective": self.wish.objective,
             "accuracy": self.wish.accuracy,
             "accuracy_within": self.wish.accuracy_within,
+            "rate": self.wish.images_per_s,
+            "deadline_s": None if self.wish.deadline_s == math.inf else self.wish.deadline_s,
             "judged_images": self.judged_images,
             "rows": self.rows(),
             "chosen": 0 if self.ranking.best else None,
@@ -194,12 +196,10 @@ class SplitPlan:
 
     def verdict(self) -> str:
         """The choice in words, beside what else one would think of."""
-        best = self.ranking.best
+        found_ways = self.ranking
+        best = found_ways.best
         if not best:
-            return (
-                f"Nothing is within {self.wish.accuracy_within:g} points of the full network; "
-                "allow more with --accuracy-within."
-            )
+            return f"{found_ways.nothing()[0].upper()}{found_ways.nothing()[1:]}."
         chosen = best[0]
         found = self.cost(chosen)
         doing = {
@@ -212,8 +212,15 @@ class SplitPlan:
         else:
             figures += f", {found.latency_s * 1e3:,.1f} ms for one image"
         figures += f"; the {found.bottleneck} is the bottleneck."
-        said = [doing, figures, *self._beside(chosen, best), *self._changes()]
+        said = [doing, figures, *self._beside(chosen, best), *self._waits(chosen), *self._changes()]
         return " ".join(said)
+
+    def _waits(self, chosen: Candidate) -> list[str]:
+        """What the edge client has to be told where answers take longer than it waits."""
+        needed_s = self.cost(chosen).latency_s / OF_DEADLINE
+        if chosen.kind == LOCAL or needed_s <= DEADLINE_S or self.wish.deadline_s < math.inf:
+            return []
+        return [f"`convoy split run` needs --deadline {_rounded_up(needed_s):g} for that."]
 
     def _beside(self, chosen: Candidate, best: Sequence[Candidate]) -> list[str]:
         """The choice in proportion to the plainest other ways."""
@@ -247,16 +254,22 @@ class SplitPlan:
             for before, after in itertools.pairwise(rows)
             if before["name"] != after["name"]
         ]
+        least = rows[0]["bandwidth_bit_s"]
+        below = f" Below {_about(least)} nothing will do." if least > BANDWIDTHS[0] else ""
         if not changes:
-            return ["From 1 Mbit/s to 1 Gbit/s that is so."]
+            return [f"From {_about(least)} to 1 Gbit/s that is so.{below}"]
         parts = [f"up to {_about(changes[0][0])} {rows[0]['name']}"]
         parts += [f"from there {name}" if n == 0 else f"from {_about(at)} {name}"
                   for n, (at, name) in enumerate(changes)]  # fmt: skip
-        return [f"Over other links: {', '.join(parts)}."]
+        return [f"Over other links: {', '.join(parts)}.{below}"]
 
 
 def _rate(images_per_s: float) -> str:
     return f"{images_per_s:,.0f}" if images_per_s >= 10 else f"{images_per_s:.2g}"
+
+
+def _rounded_up(seconds: float) -> float:
+    return math.ceil(seconds * 10) / 10
 
 
 def _about(bandwidth_bit_s: float) -> str:

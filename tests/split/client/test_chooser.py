@@ -74,7 +74,8 @@ def test_throughput_is_set_by_the_slowest_part(mbit: float, expected: str) -> No
     assert settle(of) == expected
     chosen = next(w for w in of.ways if w.name == expected)
     sent_s = (chosen.bytes_per_image * 100 + HEADERS_BYTES) / (mbit * 125_000)
-    assert of.parts(chosen, 0.0)[1] == pytest.approx(sent_s if chosen.bytes_per_image else 0.0)
+    found = of.cost(chosen, 0.0)
+    assert found.link_s == pytest.approx(sent_s if chosen.bytes_per_image else 0.0)
 
 
 def test_a_request_takes_the_edge_something_whatever_it_carries() -> None:
@@ -162,7 +163,7 @@ def test_a_server_that_was_never_asked_is_judged_by_what_others_said() -> None:
     uint8.server_image_s = None
     server(of.ways[1], 0.010)  # for 10 ms of edge work: as fast as the edge
     server(of.ways[2], 0.026)
-    assert of.parts(uint8, 0.0)[2] == pytest.approx(0.029)
+    assert of.cost(uint8, 0.0).cloud_s == pytest.approx(0.029)
 
 
 def test_a_server_that_was_slow_is_tried_again_in_time() -> None:
@@ -211,9 +212,9 @@ def test_privacy_sends_no_picture_to_get_to_know_a_link() -> None:
 def test_a_few_images_are_not_taken_for_a_whole_batch() -> None:
     of = chooser("latency")
     set_link(of, 10)
-    some, all_of_it = (of.parts(of.ways[3], 0.0, count) for count in (1, None))
-    assert some[0] == pytest.approx(all_of_it[0] / COUNT)
-    assert some[1] < all_of_it[1] / 50
+    some, all_of_it = (of.cost(of.ways[3], 0.0, count) for count in (1, None))
+    assert some.edge_s == pytest.approx(all_of_it.edge_s / COUNT)
+    assert some.link_s < all_of_it.link_s / 50
 
 
 def test_a_machine_that_has_become_slow_and_is_fast_again_is_asked_again() -> None:
@@ -222,6 +223,60 @@ def test_a_machine_that_has_become_slow_and_is_fast_again_is_asked_again() -> No
     assert edge.edge_s(COUNT, 100.0) == pytest.approx(0.24)
     assert edge.edge_s(COUNT, 130.0) == pytest.approx(0.030 * 8**0.5)
     assert edge.edge_s(COUNT, 1000.0) == pytest.approx(0.030, rel=0.01)
+
+
+def test_a_rate_to_keep_up_with() -> None:
+    """The edge alone does 3,333 images a second, features 5,000 and a mosaic 25,000."""
+    of = chooser("bytes", rate=4_000)
+    set_link(of, 1000)
+    assert settle(of) == "pool2/uint4+zstd"  # the fewest bytes of those that keep up
+    of = chooser("bytes", rate=10_000)
+    set_link(of, 1000)
+    assert settle(of) == "picture/mosaic"
+    of = chooser("bytes", rate=1e9)
+    set_link(of, 1000)
+    assert settle(of) == "picture/uint8"  # nothing does: the fastest
+
+
+def small_gains(of: Chooser, begin: float, seconds: float) -> int:
+    """How often the choice changes while two ways take turns at being a fifth better."""
+    changes, now, before = 0, begin, of.choose(begin)
+    while now < begin + seconds:
+        now += EVERY_S + 0.01
+        current = of.current
+        for mine in of.ways[1:3]:
+            mine.bytes_per_image = 160.0 if mine is current else 128.0
+            mine.timed = Curve(sizes=(COUNT,), values=(0.001,))
+        after = of.choose(now)
+        changes, before = changes + (after is not before), after
+    return changes
+
+
+def test_choices_that_change_again_and_again_are_kept_longer() -> None:
+    of = chooser()
+    set_link(of, 2)
+    of.ways = of.ways[:3]
+    of.ways[0].timed = Curve(sizes=(COUNT,), values=(1.0,))
+    settle(of)
+    assert 3 <= small_gains(of, 100.0, 20.0) <= 7
+    assert small_gains(of, 120.0, 60.0) <= 6
+    set_link(of, 1000)  # what saves much is not waited for
+    of.ways[0].timed = Curve(sizes=(COUNT,), values=(0.0001,))
+    chosen = [of.choose(180.5 + n * (EVERY_S + 0.01)).name for n in range(TIMES)]
+    assert chosen[-1] == "edge"
+
+
+def test_a_choice_that_has_lasted_is_not_held_against_the_next() -> None:
+    of = chooser()
+    set_link(of, 2)
+    of.ways = of.ways[:3]
+    of.ways[0].timed = Curve(sizes=(COUNT,), values=(1.0,))
+    settle(of)
+    small_gains(of, 100.0, 60.0)
+    for mine in of.ways[1:3]:
+        mine.bytes_per_image = 160.0
+    settle(of, 1000.0)
+    assert small_gains(of, 2000.0, 2.5) >= 2  # as at the beginning
 
 
 def test_the_way_that_was_asked_for_is_the_only_one() -> None:

@@ -36,6 +36,9 @@ def bench(
     pictures: Annotated[
         Path | None, Option(help="Pictures as a NumPy file; those that were exported without it.")
     ] = None,
+    accuracy_within: Annotated[
+        float, Option(help="Points of accuracy that a way may lose to be chosen.", min=0.0)
+    ] = 1.0,
     seconds: Annotated[float, Option(help="Of each measurement.", min=0.5)] = 3.0,
     out: Annotated[Path | None, Option(help="A folder for bench.json and bench.png.")] = None,
     json: Annotated[bool, Option("--json", help="Print one JSON document on stdout.")] = False,
@@ -85,7 +88,8 @@ def bench(
                 f"{setting}: {plain(row['way'])} {row['images_per_s']:,.0f} images/s"
             ),
         )
-        found: dict[str, Any] = {"folder": str(folder), "rows": rows, "settings": judged(rows)}
+        found: dict[str, Any] = {"folder": str(folder), "rows": rows, "settings": []}
+        found["settings"] = judged(rows, manifest.variants[0].accuracy, accuracy_within)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             write_text(out / "bench.json", json_format.dumps(finite(found), indent=1) + "\n")

@@ -16,7 +16,10 @@ SHOWN = 15
 
 
 def plan(
-    run: Annotated[Path, Argument(help="The run folder of a finished run, or an ONNX file.")],
+    run: Annotated[
+        Path,
+        Argument(help="The folder of a finished run, an ONNX file, or what `split export` made."),
+    ],
     edge: Annotated[str, Option(help="A machine of the cluster file; without one, its cores.")],
     cloud: Annotated[str, Option(help="Likewise.")],
     cluster: Annotated[Path | None, Option(help="Cluster file.")] = None,
@@ -29,6 +32,12 @@ def plan(
     accuracy_within: Annotated[
         float, Option(help="Points below the full network's accuracy that will do.", min=0.0)
     ] = 1.0,
+    rate: Annotated[
+        float, Option(help="Images per second that a way has to keep up with.", min=0.0)
+    ] = 0.0,
+    deadline: Annotated[
+        float | None, Option(help="Seconds that an answer may take; any number without it.")
+    ] = None,
     cut: Annotated[str | None, Option(help="The only cuts to look at, as pool1,pool2.")] = None,
     data: Annotated[
         str | None, Option(help="Another data set to judge on; the run's own without it.")
@@ -55,6 +64,8 @@ def plan(
             batch_size=batch_size,
             objective=objective,
             accuracy_within=accuracy_within,
+            rate=rate,
+            deadline_s=deadline,
             cuts=[name.strip() for name in cut.split(",")] if cut else None,
             dataset=data,
             data_dir=data_dir,
@@ -75,14 +86,18 @@ def plan(
     if bad:
         output.print(_refused(bad[: None if all_rows else SHOWN], len(bad)))
     output.print(f"[bold]{plain(found['verdict'])}[/]")
-    judged = found["judged_images"]
-    output.print(
-        f"accuracies are those of {judged:,} test images"
-        if judged
-        else "no accuracy was measured: nothing is left out for it"
-    )
+    output.print(_accuracies(found))
     if picture is not None:
         output.print(f"{plain(str(picture))} is the picture")
+
+
+def _accuracies(plan: Mapping[str, Any]) -> str:
+    judged = plan["judged_images"]
+    if judged:
+        return f"accuracies are those of {judged:,} test images"
+    if plan["accuracy"] is not None:
+        return "accuracies are those that were found when it was exported"
+    return "no accuracy was measured: nothing is left out for it"
 
 
 def _table(plan: Mapping[str, Any], rows: list[dict[str, Any]], count: int) -> Table:

@@ -47,6 +47,9 @@ def run(
     accuracy_within: Annotated[
         float, Option(help="Points of accuracy that a way may lose.", min=0)
     ] = 1.0,
+    rate: Annotated[
+        float, Option(help="Images per second that the way has to keep up with.", min=0)
+    ] = 0.0,
     batch_size: Annotated[int, Option(help="Images that travel together.", min=1)] = 1,
     linger: Annotated[
         float, Option(help="Milliseconds that an incomplete batch waits for more.", min=0)
@@ -86,6 +89,7 @@ def run(
     options = Options(
         objective=objective,  # type: ignore[arg-type]  # looked at there
         accuracy_within=accuracy_within,
+        rate=rate,
         batch_size=batch_size,
         linger_s=linger / 1000,
         deadline_s=deadline,

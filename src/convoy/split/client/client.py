@@ -186,7 +186,8 @@ class AsyncClient:
 
     def _takes_s(self, way: Way, count: int) -> float:
         """What a batch that takes this way keeps others behind it waiting."""
-        return max(self.chooser.parts(way, time.perf_counter(), count or 1)[1:])
+        found = self.chooser.cost(way, time.perf_counter(), count or 1)
+        return max(found.link_s, found.cloud_s)
 
     def _why_not(self) -> str:
         return f"the cloud is gone: {self.cloud.why}" if self.cloud is not None else ""

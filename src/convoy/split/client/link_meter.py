@@ -10,7 +10,10 @@ server's own seconds and half a round trip:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from convoy.split.costs import Link
 
 HEADERS_BYTES = 300
 """What a request takes on the wire besides its payload: gRPC, HTTP/2, TLS and TCP."""
@@ -91,6 +94,18 @@ class LinkMeter:
         if self.bandwidth_bytes_s is None:
             return 0.0
         return (payload_bytes + HEADERS_BYTES) / self.bandwidth_bytes_s
+
+    def link(self) -> Link:
+        """As `convoy.split.costs` takes it; one that nothing is known of carries all at once."""
+        rate = self.bandwidth_bytes_s
+        return Link(
+            bandwidth_bit_s=math.inf if rate is None else 8 * rate,
+            latency_s=max((self.rtt_s or 0.0) - self.request_s, 0.0) / 2,
+            overhead_s=self.request_s,
+            overhead_on_edge=1.0,
+            overhead_bytes=HEADERS_BYTES,
+            framing=1.0,
+        )
 
     def forget(self) -> None:
         """The link has been away: what is under way tells nothing."""

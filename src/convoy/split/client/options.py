@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from convoy.errors import UsageError
+from convoy.split.costs import DEADLINE_S, OBJECTIVES
 
 Objective = Literal["latency", "throughput", "bytes", "privacy"]
-OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "bytes", "privacy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +20,12 @@ class Options:
     objective: Objective = "throughput"
     accuracy_within: float = 1.0
     """Points of the whole network's accuracy that a way may lose."""
+    rate: float = 0.0
+    """Images per second that the way is to keep up with, as long as any does."""
     batch_size: int = 1
     linger_s: float = 0.05
     """How long an incomplete batch waits for more images."""
-    deadline_s: float = 0.4
+    deadline_s: float = DEADLINE_S
     """How long a batch may be away; then the edge computes it."""
     connect_s: float = 2.0
     """How long the server is waited for at the start; then the edge begins alone."""
@@ -51,6 +53,8 @@ class Options:
         for what, seconds in (("deadline", self.deadline_s), ("patience", self.connect_s)):
             if not (math.isfinite(seconds) and seconds > 0):
                 raise UsageError(f"{what} {seconds:g} s: expected more than 0")
+        if not 0 <= self.rate < math.inf:
+            raise UsageError(f"rate {self.rate:g}: expected images per second, 0 or more")
         if self.accuracy_within < 0:
             raise UsageError(f"accuracy within {self.accuracy_within:g} points: expected 0 or more")
         if (self.cert is None) != (self.key is None):
