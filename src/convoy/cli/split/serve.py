@@ -82,7 +82,8 @@ def serve(
         drain_s=_seconds("--drain", drain),
         log_level="warning" if quiet else log_level,
     )
-    asyncio.run(serving.serve(options, _announce))
+    with asyncio.Runner(loop_factory=serving.new_loop) as runner:
+        runner.run(serving.serve(options, _announce))
 
 
 def _announce(server: Server, addresses: Addresses) -> None:

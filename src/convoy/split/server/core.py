@@ -266,15 +266,15 @@ class Core:
         status = Status.OK if refusal is None else refusal.status
         name = visit.model.name if visit.model else UNKNOWN
         seconds = perf_counter() - (visit.arrived or visit.began)
-        metrics = self.metrics
-        metrics.requests.labels(visit.protocol, name, status.name).inc()
-        metrics.received.labels(visit.protocol, name).inc(visit.received_bytes)
-        metrics.request_s.labels(visit.protocol, name).observe(seconds)
+        self.metrics.ended(visit.protocol, name, status.name).inc()
+        figures = self.metrics.of(visit.protocol, name)
+        figures.received.inc(visit.received_bytes)
+        figures.request_s.observe(seconds)
         if status is Status.OK:
-            metrics.images.labels(name).inc(visit.images)
-            metrics.queue_s.labels(name).observe(visit.queue_s)
-            metrics.decoding_s.labels(name).observe(visit.decoding_s)
-            metrics.computing_s.labels(name).observe(visit.computing_s)
+            figures.images.inc(visit.images)
+            figures.queue_s.observe(visit.queue_s)
+            figures.decoding_s.observe(visit.decoding_s)
+            figures.computing_s.observe(visit.computing_s)
         self.log(
             "info",
             "request",

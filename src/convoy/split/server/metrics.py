@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = tuple(step * 10.0**power for power in range(-4, 2) for step in (1, 2.5, 5))
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Those of one model's requests over one protocol; to look one up by its labels takes longer
+    than to count."""
+
+    images: Counter
+    received: Counter
+    request_s: Histogram
+    queue_s: Histogram
+    decoding_s: Histogram
+    computing_s: Histogram
 
 
 class Metrics:
@@ -42,6 +58,19 @@ class Metrics:
             "convoy_split_ready",
             "1 where new requests are taken; 0 while draining.",
             registry=self.registry,
+        )
+
+        self.of = lru_cache(maxsize=None)(self._of)
+        self.ended = lru_cache(maxsize=None)(self.requests.labels)
+
+    def _of(self, protocol: str, model: str) -> Figures:
+        return Figures(
+            images=self.images.labels(model),
+            received=self.received.labels(protocol, model),
+            request_s=self.request_s.labels(protocol, model),
+            queue_s=self.queue_s.labels(model),
+            decoding_s=self.decoding_s.labels(model),
+            computing_s=self.computing_s.labels(model),
         )
 
     def text(self) -> bytes:
