@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/convoy train --config examples/demo.toml
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
+	$(BIN)/python -m pytest --numprocesses=3 --dist=worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .
