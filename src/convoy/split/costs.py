@@ -22,8 +22,8 @@ FRAMING = 1514 / 1448
 """Bytes on an Ethernet for each of a long TCP stream's."""
 OVERHEAD_BYTES = 400
 """Of a request and its headers, beside what the codec made."""
-OVERHEAD_S = 0.0007
-"""Of a request, both ends together: measured on loopback with 8 kB."""
+OVERHEAD_S = 0.001
+"""Of a request, both ends together: on loopback with 8 kB (`benchmarks/split_overhead.py`)."""
 DEADLINE_S = 0.4
 """How long the edge client waits for an answer, if it is not told otherwise."""
 OF_DEADLINE = 0.8
