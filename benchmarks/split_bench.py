@@ -1,14 +1,15 @@
 """Ways between an edge and a cloud, in the lab, beside what the plan foresees. Needs root.
 
     sudo python benchmarks/split_bench.py cifar10 --run RUN --data-dir DATA [--seconds 2]
-    sudo python benchmarks/split_bench.py large [--seconds 3]
+    sudo python benchmarks/split_bench.py large [--seconds 2]
 
-`cifar10`: the run that `split_narrow.py` left, cut at pool2 with 32 and fewer filters. `large`:
-caffenet cut at pool1 and pool2, and resnet18, with pictures of 112x112, whose weights are not
-trained: times and bytes, no accuracies. Links of 1 Gbit/s, 100 and 10 Mbit/s; an edge of 1.0 and of
-0.25 cores; batches of 1 and of 100 (8 of the large ones); synchronous, as in the paper, and
-pipelined. A row of `split_bench_NAME` is a way in a setting; of `split_choices_NAME` a setting: the
-best way that is accurate enough, and what the plan's first choice is worth beside it.
+`cifar10`: the run that `split_narrow.py` left, cut at pool2 with 32 and fewer filters; links of
+1 Gbit/s, 100 and 10 Mbit/s; an edge of 1.0 and of 0.25 cores; batches of 1 and of 100. `large`:
+caffenet at 112 and 224 pixels cut at pool1 and pool2, and resnet18 at 112, whose weights are not
+trained: times and bytes, no accuracies. Pictures are parts of the two photographs that come with
+scikit-learn, the edge has a core, batches have 1 and 8 pictures. All of it synchronous, as in the
+paper, and pipelined. A row of `split_bench_NAME` is a way in a setting; of `split_choices_NAME` a
+setting: the best way that is accurate enough, and what the plan's first choice is worth beside it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
 from common import RESULTS, write
 from convoy.api.splitting import export_split
+from convoy.datasets import open_dataset
 from convoy.report.split_bench import draw_split_bench
 from convoy.split.bench import Setting, bench, foreseen_beside, judged, settings_of
 from convoy.split.manifest import load, read_samples
@@ -33,28 +39,28 @@ WIDTHS = (4, 8, 16, 24)
 WITHIN = 1.0
 """Points of accuracy that a way may lose to be chosen."""
 LARGE = {
-    "caffenet": ("pool1", "pool2"),
-    "resnet18": ("stage1", "stage2", "stage3"),
+    "caffenet": ("caffenet", 112, ("pool1", "pool2")),
+    "caffenet-224": ("caffenet", 224, ("pool1", "pool2")),
+    "resnet18": ("resnet18", 112, ("stage1", "stage3")),
 }
+"""Network, pixels and cuts, by what results are called."""
+CLASSES = 1000
+PHOTOGRAPHS = 60
 PICTURES = ("picture/float32", "picture/uint8", "picture/jpeg", "picture/mosaic")
 CODECS = ("float32", "uint8+zstd", "uint4+zstd")
 
 
-def all_settings(batch_sizes: Sequence[int]) -> list[Setting]:
-    """Those of a whole core on three links, and of a quarter of one on two."""
-    whole = settings_of([1000 * MBIT, 100 * MBIT, 10 * MBIT], [1.0], batch_sizes)
-    quarter = settings_of([100 * MBIT, 10 * MBIT], [0.25], batch_sizes[-1:])
-    return whole + quarter
+LINKS = (1000 * MBIT, 100 * MBIT, 10 * MBIT)
+SMALL = settings_of(LINKS, [1.0], [1, 100]) + settings_of(LINKS[1:], [0.25], [100])
 
 
 def measured(
-    name: str, folder: Path, ways: Sequence[str], batch_sizes: Sequence[int], seconds: float
+    name: str, folder: Path, ways: Sequence[str], settings: Sequence[Setting], seconds: float
 ) -> list[dict[str, Any]]:
     """Rows of all ways in all settings; also written and drawn."""
     manifest = load(folder)
     pictures = read_samples(folder, manifest)
     assert pictures is not None, "exported from a data set"
-    settings = all_settings(batch_sizes)
     rows = bench(
         folder,
         pictures,
@@ -127,7 +133,7 @@ def cifar10(options: argparse.Namespace, folder: Path) -> None:
     ways = ["edge", "edge pool2:8", *PICTURES, *(f"pool2/{codec}" for codec in CODECS)]
     ways += ["pool2:8/float32", "pool2:8/uint8+zstd"]
     ways += [f"pool2:{width}/uint4+zstd" for width in WIDTHS]
-    rows = measured("cifar10", out, ways, (1, 100), options.seconds)
+    rows = measured("cifar10", out, ways, SMALL, options.seconds)
     whole = load(out).variants[0].accuracy
     about = "cifar10-full at 10 Mbit/s, an edge of a core: ratios that are to be reached."
     write("split_ratios", ratios(rows, whole), about=about)
@@ -135,16 +141,30 @@ def cifar10(options: argparse.Namespace, folder: Path) -> None:
 
 def large(options: argparse.Namespace, folder: Path) -> None:
     """Networks for ImageNet, untrained."""
-    for network, cuts in LARGE.items():
-        run, out = folder / f"run-{network}", folder / f"exported-{network}"
+    for name, (network, pixels, cuts) in LARGE.items():
+        run, out = folder / f"run-{name}", folder / f"exported-{name}"
         command = [sys.executable, "-m", "convoy", "train", "--network", network]
-        command += ["--data", "synthetic:3x112x112:100", "--steps", "1", "--batch-size", "4"]
-        command += ["--strategy", "single", "--lr", "0.0001", "--out", str(run)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        export_split(run, list(cuts), out, accuracy=False, say=print)
-        ways = ["edge", *PICTURES]
+        command += ["--data", f"synthetic:3x{pixels}x{pixels}:{CLASSES}:40", "--steps", "1"]
+        command += ["--batch-size", "4", "--lr", "0.0001", "--strategy", "single"]
+        subprocess.run([*command, "--out", str(run)], check=True, stdout=subprocess.DEVNULL)
+        photographs(folder / f"pictures-{name}", pixels)
+        data = open_dataset(f"folder:{folder}/pictures-{name}", image_shape=(3, pixels, pixels))
+        export_split(run, list(cuts), out, dataset=data, accuracy=False, say=print)
+        ways = ["edge", *PICTURES[:3]]
         ways += [f"{cut}/{codec}" for cut in cuts for codec in ("float32", "uint4+zstd")]
-        measured(network, out, ways, (1, 8), options.seconds)
+        measured(name, out, ways, settings_of(LINKS, [1.0], [1, 8]), options.seconds)
+
+
+def photographs(folder: Path, pixels: int) -> None:
+    """Square parts of two photographs, of all sizes, as a folder that is a data set."""
+    rng = np.random.default_rng(0)
+    for number, whole in enumerate(load_sample_images().images):
+        (folder / f"photograph{number}").mkdir(parents=True)
+        for part in range(PHOTOGRAPHS):
+            side = int(rng.integers(pixels, min(whole.shape[:2])))
+            top, left = (int(rng.integers(0, size - side)) for size in whole.shape[:2])
+            square = Image.fromarray(whole[top : top + side, left : left + side])
+            square.resize((pixels, pixels)).save(folder / f"photograph{number}" / f"{part}.png")
 
 
 def main() -> None:
