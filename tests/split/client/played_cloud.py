@@ -34,6 +34,10 @@ class PlayedCloud(service_pb2_grpc.GRPCInferenceServiceServicer):
     token: str | None = None
     takes: tuple[str, ...] | None = None
     """Codecs that it takes; all without it."""
+    baffled: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT
+    """What it answers to others."""
+    says_times: bool = True
+    """Whether it says how long it was at work, as only Convoy's does."""
     delays: list[float] = field(default_factory=list)
     """How long each of the next inferences takes, in turn."""
     wrong_width: bool = False
@@ -99,7 +103,7 @@ class PlayedCloud(service_pb2_grpc.GRPCInferenceServiceServicer):
         count = tensor.parameters[COUNT].int64_param or tensor.shape[0]
         self.asked.append(f"{request.model_name}/{name}")
         if self.takes is not None and name not in self.takes:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no codec {name}")
+            await context.abort(self.baffled, f"no codec {name}")
         payload = raw if name == PLAIN else raw[4:]
         rows = session(self._codecs[request.model_name, name].decode(payload, count))
         came = asyncio.get_running_loop().time()
@@ -114,8 +118,9 @@ class PlayedCloud(service_pb2_grpc.GRPCInferenceServiceServicer):
         answer = pb.ModelInferResponse(model_name=request.model_name)
         answer.outputs.add(name="logits", datatype="FP32", shape=rows.shape)
         answer.raw_output_contents.append(rows.tobytes())
-        answer.parameters[SERVER_S].double_param = asyncio.get_running_loop().time() - came
-        answer.parameters[COMPUTING_S].double_param = self.serial_s or 0.001
+        if self.says_times:
+            answer.parameters[SERVER_S].double_param = asyncio.get_running_loop().time() - came
+            answer.parameters[COMPUTING_S].double_param = self.serial_s or 0.001
         return answer
 
     @asynccontextmanager

@@ -239,9 +239,15 @@ def test_a_way_that_is_refused_in_the_middle_is_left_and_others_are_gone(exporte
     assert late <= {"picture/float32", "picture/uint8", "relu/float32"}
 
 
-def test_a_server_that_is_not_ours_takes_float32_only(exported: Path) -> None:
+BAFFLED = ("INVALID_ARGUMENT", "INTERNAL", "UNKNOWN")
+
+
+@pytest.mark.parametrize("baffled", BAFFLED)
+def test_a_server_that_is_not_ours_takes_float32_only(exported: Path, baffled: str) -> None:
     pixels = toy.pictures(10)
-    cloud = PlayedCloud(exported, takes=("float32",))
+    cloud = PlayedCloud(
+        exported, takes=("float32",), baffled=grpc.StatusCode[baffled], says_times=False
+    )
 
     async def run() -> tuple[list[Result], AsyncClient]:
         async with cloud.up() as server, AsyncClient(exported, server, **PATIENT) as client:
@@ -253,6 +259,43 @@ def test_a_server_that_is_not_ours_takes_float32_only(exported: Path) -> None:
     said = " ".join(client.notices)
     assert "does not take picture/uint8, picture/jpeg" in said
     assert "relu/uint4+zstd" not in said  # its accuracy keeps it away anyhow
+
+
+def test_a_mishap_at_the_start_costs_a_server_of_ours_no_way(exported: Path) -> None:
+    cloud = PlayedCloud(exported, takes=("float32",), baffled=grpc.StatusCode.INTERNAL)
+
+    async def run() -> AsyncClient:
+        async with cloud.up() as server, AsyncClient(exported, server, **PATIENT) as client:
+            return client
+
+    client = in_loop(run)
+    assert not client.notices
+    assert client.ways.named("picture/uint8").refused_until < time.perf_counter()
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_a_slow_server_that_says_no_times_is_not_overrun(exported: Path, batch_size: int) -> None:
+    cloud = PlayedCloud(exported, takes=("float32",), says_times=False, serial_s=0.05)
+    pixels = toy.pictures(40 * batch_size)
+
+    async def run() -> tuple[list[Result], AsyncClient]:
+        async with (
+            cloud.up() as server,
+            AsyncClient(
+                exported,
+                server,
+                way="picture/float32",
+                batch_size=batch_size,
+                connect_s=30,
+                deadline_s=1,
+            ) as client,
+        ):
+            return [result async for result in client.stream(pixels)], client
+
+    results, client = in_loop(run)
+    check(results, pixels)
+    assert client.summary.outages == 0
+    assert client.summary.fallbacks == 0
 
 
 def test_without_fallback_what_fails_is_said(exported: Path) -> None:

@@ -108,3 +108,18 @@ def test_what_is_not_answered_says_that_a_link_is_no_faster() -> None:
     assert meter.bandwidth_bytes_s == pytest.approx((10_000 + HEADERS_BYTES) / 0.4)
     meter.note_late(100, 0.4)  # so few tell nothing
     assert meter.bandwidth_bytes_s == pytest.approx((10_000 + HEADERS_BYTES) / 0.4)
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+@pytest.mark.parametrize("bytes_s", [125_000, 12_500_000])
+def test_what_a_silent_server_works_is_found(depth: int, bytes_s: int) -> None:
+    link = PlayedLink(bytes_s, 0.002, 0.01)
+    meter = met(link)
+    meter.note_probe(100_000, 0.002, 0.002 + 100_000 / bytes_s, 0.002)
+    answers: list[float] = []
+    for number in range(50):
+        sent = max(0.002, answers[number - depth] if number >= depth else 0.0)
+        answers.append(link.send(5_000, sent)[0])
+        worked_s = meter.note_silent(5_000, sent, answers[-1])
+        assert worked_s == pytest.approx(link.server_s, rel=0.05)
+    assert meter.bandwidth_bytes_s == pytest.approx(bytes_s)  # it was not what kept them

@@ -34,6 +34,8 @@ SAID_S = 1.0
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 PASSING = (INVALID, grpc.StatusCode.RESOURCE_EXHAUSTED)
 """What costs a batch, and says nothing of the next one."""
+BAFFLED = (INVALID, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+"""What servers answer to a codec that they do not know; the latter two may also pass."""
 STALE_S = 1.0
 """After so long without a request that tells of the bandwidth, it is measured by a probe."""
 PROBE_BYTES = (1 << 13, 1 << 18)
@@ -107,24 +109,29 @@ class Cloud:
     async def _try(self, ways: Sequence[Way], black: Pixels, by: Preprocessing, width: int) -> None:
         """Ask a model for one answer, by the lightest of its ways, or as any client would."""
         tried = list(dict.fromkeys([ways[0], *(w for w in ways if w.codec.name == PLAIN)]))
+        refused: grpc.StatusCode | None = None
         for way in tried:
             assert way.address is not None
             count, payload = len(black), way.encoded(black, by)
             message = request(way.address, way.codec.name, payload, (count, *way.shape))
+            began = time.perf_counter()
             try:
                 answer = await self._transport.infer(message, self._transport.options.connect_s)
                 found = answer_of(answer, count, width)
             except grpc.aio.AioRpcError as error:
-                if error.code() is INVALID and way is not tried[-1]:
+                if error.code() in BAFFLED and way is not tried[-1]:
+                    refused = error.code()
                     continue
                 if error.code() is INVALID or error.code() in FOR_GOOD:
                     raise refusal(self._transport.target, error) from None
                 return  # whatever it is, it may pass
             except CodecError as error:
                 raise ServerError(f"{self._transport.target.address}: {error}") from None
+            is_ours = found.server_s > 0  # then what is no refusal was a mishap
+            computing_s = found.computing_s if is_ours else time.perf_counter() - began
             for other in ways:  # whose codec may differ; the model is the same
-                other.answered(found.computing_s, count)
-            if way is not tried[0]:
+                other.answered(computing_s, count)
+            if refused is INVALID or (refused is not None and not is_ours):
                 self._drop([other for other in ways if other.codec.name != PLAIN])
             return
 
@@ -162,9 +169,13 @@ class Cloud:
         finally:
             asking.cancel()
             given_up.cancel()
-        self.meter.note(len(payload), sent, time.perf_counter(), found.server_s)
+        answered, computing_s = time.perf_counter(), found.computing_s
+        if found.server_s:
+            self.meter.note(len(payload), sent, answered, found.server_s)
+        else:
+            computing_s = self.meter.note_silent(len(payload), sent, answered)
         self.breaker.answered()
-        way.answered(found.computing_s, count)
+        way.answered(computing_s, count)
         return found.scores
 
     async def close(self) -> None:

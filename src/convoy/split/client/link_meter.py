@@ -6,6 +6,9 @@ server's own seconds and half a round trip:
 
     sent ──▶ way of its bytes ──▶ arrived ── server_s ──▶ answer
              ▲ not before the one ahead has arrived
+
+A server that does not say its seconds is taken to have worked from then, or from the answer
+before, to the answer; what the link carries is for probes to find out.
 """
 
 from __future__ import annotations
@@ -45,6 +48,8 @@ class LinkMeter:
     _rtt_at: float = 0.0
     _arrived: float = 0.0
     """When the latest request had arrived."""
+    _left: float = 0.0
+    """When the latest answer of a server that says no times had left it."""
     _bytes: float = 0.0
     _seconds: float = 0.0
 
@@ -67,6 +72,15 @@ class LinkMeter:
             self._rate(self._bytes / self._seconds)
             self._bytes = self._seconds = 0.0
             self.measured = answered
+
+    def note_silent(self, payload_bytes: int, sent: float, answered: float) -> float:
+        """Likewise, by a server that does not say its seconds: what it seems to have worked."""
+        half_s = (self.rtt_s or 0.0) / 2
+        left = answered - half_s
+        arrival = min(max(sent + half_s, self._arrived) + self.way_s(payload_bytes), left)
+        worked_s = left - max(arrival, self._left)
+        self._arrived, self._left = arrival, left
+        return max(worked_s, 0.0)
 
     def note_probe(self, size: int, small_s: float, large_s: float, now: float) -> None:
         """Two questions, one with nothing and one with `size` bytes, and what each took."""
