@@ -21,6 +21,7 @@ from convoy.split.costs import (
     LOCAL,
     PICTURE,
     SPLIT,
+    TIE,
     Candidate,
     Curve,
 )
@@ -63,7 +64,12 @@ def test_a_plan_of_what_was_exported(exported: Path, tmp_path: Path) -> None:
     samples = ModelFile(file="samples.npy", sha256=digest)
     (tmp_path / "manifest.json").write_text(to_json(replace(manifest, samples=samples)))
     exported = tmp_path
-    plan = plan_split(exported, edge="1", cloud="1", bandwidth="1 Mbit/s", batch_size=4)
+    between: dict[str, Any] = {"edge": "1", "cloud": "1", "bandwidth": "1 Mbit/s"}
+    with pytest.raises(UnknownNameError, match="unknown cut of .*'rilu'. Nearest: relu"):
+        plan_split(exported, cuts=["rilu"], **between)
+    with pytest.raises(UsageError, match="no network, data set or --no-accuracy goes with it"):
+        plan_split(exported, dataset="digits", **between)
+    plan = plan_split(exported, batch_size=4, cuts=["relu"], **between)
     found = plan.to_dict()
     ways = AsyncClient(exported, None, Options(accuracy_within=100.0)).ways
     assert {row["name"] for row in found["rows"]} == {way.name for way in ways.all}
@@ -114,6 +120,10 @@ def test_what_was_foreseen_is_of_that_edge_and_link() -> None:
     assert found["foreseen_latency_s"] == pytest.approx(
         edge_s + 0.02 + there_s + back_s + 1e-4 + 5 * half_s, rel=0.001
     )
+    expected = edge_s + 4 * half_s + TIE * found["foreseen_latency_s"]  # as the plan's --for
+    assert found["foreseen_measure"] == pytest.approx(expected, rel=0.001)
+    one_by_one = bench._beside(candidate, replace(SETTING, mode="synchronous"))
+    assert one_by_one["foreseen_measure"] == found["foreseen_latency_s"]
     alone = Candidate(name="edge", kind=LOCAL, edge_s=LINE)
     assert bench._beside(alone, SETTING)["foreseen_images_per_s"] == pytest.approx(10 / edge_s)
 
@@ -125,6 +135,7 @@ def test_the_plans_choice_is_set_beside_the_best() -> None:
             "way": way,
             "images_per_s": measured,
             "foreseen_images_per_s": foreseen,
+            "foreseen_measure": 1 / foreseen,
         }
 
     rows = [row("a", 100, 110), row("b", 80, 120), row("a", 50, 60, 2e6), row("b", 40, 44, 2e6)]

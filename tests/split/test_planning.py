@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 import pytest
 
-from convoy.api.splitting import plan_split
+from convoy.api.splitting import _trained_narrow, plan_split
 from convoy.cluster import Cluster, Machine, Network, parse_cluster
 from convoy.errors import ClusterError, UnknownNameError, UsageError
 from convoy.report.split import draw_split
@@ -196,6 +196,24 @@ def test_a_run_whole(tmp_path: Path) -> None:
     assert told[-1] == "chavan:3-4-12-10: cut at pool1"
     with pytest.raises(UnknownNameError, match="Nearest: pool1"):
         plan_split(run, edge="1", cloud="1", bandwidth="1 Mbit/s", cuts=["pol1"])
+
+
+def test_the_more_accurate_of_two_trainings_is_taken(tmp_path: Path) -> None:
+    accuracies = {"pool1": {4: 0.7, 8: 0.9}, "pool1-from-scratch": {4: 0.8, 8: 0.8, 16: 0.9}}
+    for cut, of_cut in accuracies.items():
+        for filters, accuracy in of_cut.items():
+            folder = tmp_path / "narrow" / cut / f"f{filters}"
+            folder.mkdir(parents=True)
+            (folder / "model.safetensors").touch()
+            (folder / "result.json").write_text(json.dumps({"test_accuracy": accuracy}))
+    (tmp_path / "narrow" / "pool1" / "f32").mkdir()  # not trained yet
+    found = _trained_narrow(tmp_path)
+    assert list(found) == [("pool1", 4), ("pool1", 8), ("pool1", 16)]
+    assert [folder.parent.name for folder in found.values()] == [
+        "pool1-from-scratch",
+        "pool1",
+        "pool1-from-scratch",
+    ]
 
 
 def test_a_file_from_elsewhere(tmp_path: Path) -> None:

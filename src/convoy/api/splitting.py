@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,8 @@ from convoy.api.requests import Network
 from convoy.api.trained import load_trained
 from convoy.cluster import load_cluster
 from convoy.datasets import open_dataset
-from convoy.errors import UsageError
+from convoy.errors import UnknownNameError, UsageError
+from convoy.runtime.run_folder import RunFolder
 from convoy.split import manifest as manifests
 from convoy.split.costs import Link, Wish
 from convoy.split.foreseen import candidates_of_folder
@@ -22,6 +24,7 @@ from convoy.split.making.folder import ExportSettings, Say, export_networks
 from convoy.split.making.networks import SplitNetwork
 from convoy.split.making.repository import check_vacant
 from convoy.split.manifest import Manifest
+from convoy.split.narrow_training import FROM_SCRATCH
 from convoy.split.planning import (
     Place,
     SplitPlan,
@@ -42,6 +45,7 @@ def export_split(
     data_dir: str | Path | None = None,
     accuracy: bool = True,
     images: int | None = None,
+    version: int = 1,
     say: Say | None = None,
 ) -> Manifest:
     """Write a trained network as ONNX, whole and cut in halves, for an edge client and a server.
@@ -57,6 +61,7 @@ def export_split(
         data_dir: where its files lie.
         accuracy: judge every codec on the test images.
         images: how many of them; all without it.
+        version: of the models. A server takes several folders, with other versions of the same.
         say: is told what is being done.
 
     Raises:
@@ -65,6 +70,7 @@ def export_split(
         ManifestError: halves do not compute what the whole does.
     """
     out = Path(out)
+    settings = ExportSettings(out=out, with_accuracy=accuracy, images=images, version=version)
     check_vacant(out)
     wanted = [_cut_in(text) for text in cuts]
     if not wanted:
@@ -75,7 +81,6 @@ def export_split(
     for cut, filters in wanted:
         if filters is not None:
             networks.append(_narrowed(Path(run), cut, filters, dataset, data_dir))
-    settings = ExportSettings(out=out, with_accuracy=accuracy, images=images)
     return export_networks(networks, settings, say or (lambda _: None))
 
 
@@ -136,14 +141,16 @@ def _cut_in(text: str) -> tuple[str, int | None]:
 def _narrowed(
     run: Path, cut: str, filters: int, dataset: Any, data_dir: str | Path | None
 ) -> SplitNetwork:
-    folder = run / "narrow" / cut / f"f{filters}"
-    if not (folder / "model.safetensors").is_file():
-        there = sorted(int(p.name[1:]) for p in folder.parent.glob("f*") if p.name[1:].isdecimal())
-        known = f" (there are: {', '.join(map(str, there))})" if there else ""
+    trained = _trained_narrow(run)
+    if (cut, filters) not in trained:
+        there = ", ".join(str(count) for name, count in trained if name == cut)
+        known = f" (there are: {there})" if there else ""
         raise UsageError(
-            f"--cut {cut}:{filters}: {folder} has no trained network with {filters} filters before "
-            f"{cut}{known}. Train it: convoy split narrow {run} --cut {cut} --filters {filters}"
+            f"--cut {cut}:{filters}: {run / 'narrow'} has no trained network with {filters} "
+            f"filters before {cut}{known}. Train it: convoy split narrow {run} --cut {cut} "
+            f"--filters {filters}"
         )
+    folder = trained[cut, filters]
     return load_network(folder, f"{cut}:{filters}", [cut], dataset=dataset, data_dir=data_dir)
 
 
@@ -206,7 +213,13 @@ def plan_split(
     )
     tell = say or (lambda _: None)
     if (Path(run) / manifests.NAME).is_file():
-        return _plan_of_folder(Path(run), here, there, between_places(link, here, there), wish)
+        if (network, dataset, data_dir) != (None, None, None) or not accuracy:
+            raise UsageError(
+                f"{run} is what `convoy split export` made, with what was found of its codecs "
+                "then: no network, data set or --no-accuracy goes with it"
+            )
+        between = between_places(link, here, there)
+        return _plan_of_folder(Path(run), cuts, here, there, between, wish)
     full = load_network(run, "", cuts, network=network, dataset=dataset, data_dir=data_dir)
     networks = [full]
     for cut, filters in _trained_narrow(Path(run)):
@@ -227,16 +240,31 @@ def plan_split(
     )
 
 
-def _plan_of_folder(folder: Path, edge: Place, cloud: Place, link: Link, wish: Wish) -> SplitPlan:
+def _plan_of_folder(
+    folder: Path,
+    cuts: Sequence[str] | None,
+    edge: Place,
+    cloud: Place,
+    link: Link,
+    wish: Wish,
+) -> SplitPlan:
     """Of what was exported: ways that are there, with the accuracies that were found then."""
     manifest = manifests.load(folder)
+    there = dict.fromkeys(entry.cut for v in manifest.variants for entry in v.cuts)
+    for name in cuts or ():
+        if name not in there:
+            raise UnknownNameError(f"cut of {folder}", name, there)
     pictures = manifests.read_samples(folder, manifest)
     if pictures is None:
         raise UsageError(
             f"{folder} has no pictures to time codecs with: export it from a run or a data set, or "
             "plan from the run itself"
         )
-    measured = candidates_of_folder(folder, pictures, wish.count)
+    measured = [
+        candidate
+        for candidate in candidates_of_folder(folder, pictures, wish.count)
+        if cuts is None or candidate.cut is None or candidate.cut in cuts
+    ]
     return SplitPlan(
         network=manifest.network,
         dataset=manifest.dataset,
@@ -249,11 +277,20 @@ def _plan_of_folder(folder: Path, edge: Place, cloud: Place, link: Link, wish: W
     )
 
 
-def _trained_narrow(run: Path) -> list[tuple[str, int]]:
-    """Cuts and numbers of filters for which `run` has narrowed networks that are trained."""
-    found = [
-        (path.parent.parent.name, int(path.parent.name[1:]))
-        for path in run.glob("narrow/*/f*/model.safetensors")
-        if path.parent.name[1:].isdecimal()
-    ]
-    return sorted(found)
+def _trained_narrow(run: Path) -> dict[tuple[str, int], Path]:
+    """Run folders of the narrowed networks that `run` has, trained, by cut and number of filters.
+
+    Where one was fine-tuned and one trained from scratch it is the more accurate.
+    """
+    found: dict[tuple[str, int], tuple[float, Path]] = {}
+    for model in sorted(run.glob("narrow/*/f*/model.safetensors")):
+        folder = model.parent
+        if folder.name[1:].isdecimal():
+            key = folder.parent.name.removesuffix(FROM_SCRATCH), int(folder.name[1:])
+            judged = RunFolder(folder).result
+            accuracy = 0.0
+            if judged.is_file():
+                accuracy = json.loads(judged.read_bytes())["test_accuracy"]
+            if key not in found or accuracy > found[key][0]:
+                found[key] = accuracy, folder
+    return {key: found[key][1] for key in sorted(found)}

@@ -8,6 +8,7 @@ The lab is built once for each number of the edge's cores; its link changes betw
 from __future__ import annotations
 
 import json
+import select
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ import numpy as np
 from convoy.cluster import Cluster, format_bandwidth, parse_cluster
 from convoy.errors import LabError, ServerError, UnknownNameError
 from convoy.lab import Lab, emulated
-from convoy.split.costs import Candidate, Link, cost
+from convoy.split.costs import Candidate, Link, Wish, cost
 from convoy.split.foreseen import candidates_of_folder
 from convoy.split.measuring import MODES
 from convoy.split.pictures import Pixels
@@ -31,6 +32,8 @@ from convoy.split.planning import Place, at_places, between_places
 EDGE, CLOUD = "edge", "cloud"
 LATENCY_S = 5e-5
 """Of an emulated link, one way."""
+OBJECTIVE = {"pipelined": "throughput", "synchronous": "latency"}
+"""What the plan is asked for: one batch after the other is as fast as each is through."""
 Foreseen = dict[int, dict[str, Candidate]]
 """By batch size and way."""
 ANSWER_S = 60.0
@@ -138,9 +141,11 @@ def _beside(candidate: Candidate, setting: Setting) -> dict[str, float | None]:
     cost_ = cost(there, between_places(link, edge, cloud), setting.batch_size)
     is_synchronous = setting.mode == "synchronous"
     pace = cost_.synchronous_images_per_s if is_synchronous else cost_.images_per_s
+    wish = Wish(objective=OBJECTIVE[setting.mode], count=setting.batch_size)
     return {
         "foreseen_images_per_s": pace,
         "foreseen_latency_s": cost_.latency_s,
+        "foreseen_measure": wish.measure(there, cost_),
         "accuracy": candidate.accuracy,
     }
 
@@ -148,7 +153,7 @@ def _beside(candidate: Candidate, setting: Setting) -> dict[str, float | None]:
 def judged(
     rows: Sequence[dict[str, Any]], accuracy: float | None = None, within: float = 1.0
 ) -> list[dict[str, Any]]:
-    """By setting: which way is best, which one the plan takes, and what that is worth.
+    """By setting: which way is best, which one the plan puts first, and what that is worth.
 
     Args:
         rows: as `bench` gives them.
@@ -164,7 +169,7 @@ def judged(
     for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
         these = [row for row in rows if tuple(row[k] for k in keys) == key]
         best = max(these, key=lambda row: row["images_per_s"])
-        chosen = max(these, key=lambda row: row["foreseen_images_per_s"])
+        chosen = min(these, key=lambda row: row["foreseen_measure"])
         errors = [abs(r["foreseen_images_per_s"] / r["images_per_s"] - 1) for r in these]
         found.append(
             dict(zip(keys, key, strict=True))
@@ -211,6 +216,8 @@ def serve(lab: Lab, folder: Path, *options: str) -> subprocess.Popen[str]:
 def address_of(process: subprocess.Popen[str]) -> str:
     """Where a server that was started listens. Raises ServerError."""
     assert process.stdout is not None
+    if not select.select([process.stdout], [], [], ANSWER_S)[0]:
+        raise ServerError(f"convoy split serve was not ready within {ANSWER_S:g} s")
     line = process.stdout.readline()
     if not line:
         raise ServerError(f"convoy split serve ended with status {process.wait()}")

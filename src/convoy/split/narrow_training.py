@@ -28,6 +28,8 @@ from convoy.state import Tensors
 
 FINE_TUNED_PART = 4
 """Fine-tuning takes one of so many epochs of the full training, as Li et al. (2017, section 4)."""
+FROM_SCRATCH = "-from-scratch"
+"""What the folder of such networks is called after the cut."""
 FINE_TUNED_LR = 0.1
 """Its learning rate, as a part of that of the full training."""
 
@@ -86,7 +88,7 @@ class NarrowSettings:
 
     def folder(self, run: Path) -> Path:
         """Where everything goes."""
-        return self.out or run / "narrow" / (self.cut + "-from-scratch" * self.from_scratch)
+        return self.out or run / "narrow" / (self.cut + FROM_SCRATCH * self.from_scratch)
 
 
 def prepared(

@@ -20,7 +20,8 @@ COUNT = 100
 
 def way(name: str, edge_s: float, size: float, server_s: float = 0.001) -> Way:
     """Of which so many seconds of batches are known, and bytes of an image."""
-    made = Way(name=name, variant=VARIANT, accuracy=0.9, bytes_per_image=size)
+    made = Way(name=name, variant=VARIANT, accuracy=0.9)
+    sends(made, size)
     made.timed = Curve(sizes=(COUNT,), values=(edge_s,))
     if size:
         made.address, made.codec = SimpleNamespace(), SimpleNamespace()  # type: ignore[assignment]
@@ -28,6 +29,11 @@ def way(name: str, edge_s: float, size: float, server_s: float = 0.001) -> Way:
     if name.startswith("pool"):
         made.entry = SimpleNamespace()  # type: ignore[assignment]
     return made
+
+
+def sends(of: Way, size: float) -> None:
+    """Say how many bytes an image has."""
+    of.sent = Curve(sizes=(1,), values=(float(size),))
 
 
 def server(of: Way, seconds: float, at: float = 0.0) -> None:
@@ -73,9 +79,9 @@ def test_throughput_is_set_by_the_slowest_part(mbit: float, expected: str) -> No
     set_link(of, mbit)
     assert settle(of) == expected
     chosen = next(w for w in of.ways if w.name == expected)
-    sent_s = (chosen.bytes_per_image * 100 + HEADERS_BYTES) / (mbit * 125_000)
+    sent_s = (chosen.sent_bytes(100) + HEADERS_BYTES) / (mbit * 125_000)
     found = of.cost(chosen, 0.0)
-    assert found.link_s == pytest.approx(sent_s if chosen.bytes_per_image else 0.0)
+    assert found.link_s == pytest.approx(sent_s if chosen.sent_bytes(100) else 0.0)
 
 
 def test_a_request_takes_the_edge_something_whatever_it_carries() -> None:
@@ -132,9 +138,9 @@ def test_nor_does_a_gain_of_a_few_percent() -> None:
     of = chooser()
     set_link(of, 10)
     settle(of)
-    of.ways[2].bytes_per_image = 240  # 19.4 ms, against 20
+    sends(of.ways[2], 240)  # 19.4 ms, against 20
     assert settle(of, 100.0) == "pool2/uint4+zstd"
-    of.ways[2].bytes_per_image = 180
+    sends(of.ways[2], 180)
     assert settle(of, 200.0) == "picture/mosaic"
 
 
@@ -184,7 +190,8 @@ def test_two_that_take_turns_as_the_best_are_still_better() -> None:
     of.ways[2].timed, of.ways[3].timed = (Curve(sizes=(COUNT,), values=(s,)) for s in (9e-3, 9e-3))
     chosen = []
     for number in range(TIMES + 1):
-        rivals[number % 2].bytes_per_image, rivals[1 - number % 2].bytes_per_image = 98, 100
+        sends(rivals[number % 2], 98)
+        sends(rivals[1 - number % 2], 100)
         chosen.append(of.choose(100 + number * (EVERY_S + 0.01)))
     assert chosen[-1] in rivals
 
@@ -245,7 +252,7 @@ def small_gains(of: Chooser, begin: float, seconds: float) -> int:
         now += EVERY_S + 0.01
         current = of.current
         for mine in of.ways[1:3]:
-            mine.bytes_per_image = 160.0 if mine is current else 128.0
+            sends(mine, 160 if mine is current else 128)
             mine.timed = Curve(sizes=(COUNT,), values=(0.001,))
         after = of.choose(now)
         changes, before = changes + (after is not before), after
@@ -274,7 +281,7 @@ def test_a_choice_that_has_lasted_is_not_held_against_the_next() -> None:
     settle(of)
     small_gains(of, 100.0, 60.0)
     for mine in of.ways[1:3]:
-        mine.bytes_per_image = 160.0
+        sends(mine, 160)
     settle(of, 1000.0)
     assert small_gains(of, 2000.0, 2.5) >= 2  # as at the beginning
 

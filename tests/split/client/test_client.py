@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from convoy.errors import ManifestError, ServerError, UnknownNameError, UsageErr
 from convoy.split.client import AsyncClient, Client, Result
 from convoy.split.client.sources import open_source
 from convoy.split.costs import Curve
+from convoy.split.manifest import ModelFile, to_json
 
 from .. import toy
 from .played_cloud import PlayedCloud
@@ -497,6 +500,113 @@ def test_who_stops_reading_ends_the_stream(exported: Path) -> None:
     assert taken < 5000
 
 
+def test_who_stops_reading_does_not_wait_for_the_next_picture(exported: Path) -> None:
+    another = threading.Event()
+
+    def slow() -> Any:
+        yield toy.pictures(1)[0]
+        another.wait(60)
+
+    try:
+        with Client(exported, None) as client:
+            began = time.monotonic()
+            for result in client.map(slow()):
+                assert result.error is None
+                break
+            assert time.monotonic() - began < 30
+            assert client(toy.pictures(1)[0]).error is None
+    finally:
+        another.set()
+
+
+def test_whatever_is_wrong_with_a_picture_is_its_own_result(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strange(image: Any, by: Any) -> Any:
+        if image.size == (9, 9):
+            raise NotImplementedError("such a picture")
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr("convoy.split.client.batches.fitted", strange)
+    images = [Image.new("RGB", size) for size in ((8, 8), (9, 9), (8, 8))]
+    with Client(exported, None) as client:
+        found = [result.error for result in client.map(images)]
+    assert found == [None, "#1 is no picture: such a picture", None]
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
+def test_one_model_that_fails_costs_its_own_ways_only(
+    exported: Path, code: grpc.StatusCode
+) -> None:
+    cloud = PlayedCloud(exported)
+    pixels = toy.pictures(40)
+
+    async def run() -> tuple[list[Result], AsyncClient]:
+        async with (
+            cloud.up() as server,
+            AsyncClient(exported, server, way="relu/float32", **PATIENT) as client,
+        ):
+            cloud.refuses, cloud.says = code, "this model is broken"
+            return [result async for result in client.stream(pixels)], client
+
+    results, client = in_loop(run)
+    check(results, pixels)
+    assert client.summary.outages == 0
+    assert client.ways.named("relu/float32").refused_until > 0
+
+
+def test_nothing_is_sent_to_measure_a_link_that_nothing_depends_on(exported: Path) -> None:
+    cloud = PlayedCloud(exported)
+
+    async def run(**options: Any) -> AsyncClient:
+        async with cloud.up() as server, AsyncClient(exported, server, **options) as client:
+            await asyncio.sleep(0.3)
+            _ = [result async for result in client.stream(toy.pictures(1))]
+            return client
+
+    assert in_loop(lambda: run(way="picture/uint8", **PATIENT)).summary.probe_bytes == 0
+    assert in_loop(lambda: run(**PATIENT)).summary.probe_bytes > 0
+
+
+def test_a_client_without_images_stops_measuring(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convoy.split.client.cloud.IN_USE_S", 0.2)
+    monkeypatch.setattr("convoy.split.client.cloud.STALE_S", 0.01)
+    monkeypatch.setattr("convoy.split.client.cloud.LONGEST_STALE_S", 0.01)
+    cloud = PlayedCloud(exported)
+
+    async def run() -> tuple[int, int]:
+        async with cloud.up() as server, AsyncClient(exported, server, **PATIENT) as client:
+            assert client.cloud is not None
+            for _ in range(200):  # until the last probe has ended
+                before = client.cloud.probe_bytes
+                await asyncio.sleep(0.5)
+                if client.cloud.probe_bytes == before:
+                    break
+            await asyncio.sleep(0.5)
+            return before, client.cloud.probe_bytes
+
+    before, after = in_loop(run)
+    assert 0 < before == after
+
+
+def test_bytes_are_those_of_the_batches_that_are_sent(exported: Path, tmp_path: Path) -> None:
+    manifest = toy.export(tmp_path)
+    np.save(tmp_path / "samples.npy", np.zeros((5, 8, 8, 3), np.uint8))
+    digest = hashlib.sha256((tmp_path / "samples.npy").read_bytes()).hexdigest()
+    samples = ModelFile(file="samples.npy", sha256=digest)
+    (tmp_path / "manifest.json").write_text(to_json(replace(manifest, samples=samples)))
+    client = AsyncClient(tmp_path, None, batch_size=10)
+    uint8, zstd = (client.ways.named(name) for name in ("picture/uint8", "relu/uint8+zstd"))
+    assert (uint8.sent_bytes(1), uint8.sent_bytes(10)) == (192, 1920)
+    assert zstd.sent_bytes(10) < 5 * zstd.sent_bytes(1)  # ten that are alike
+    by = client.ways.preprocessing
+    for _ in range(30):
+        payload = zstd.prepare(toy.pictures(10), by)
+    assert zstd.sent_bytes(10) == pytest.approx(len(payload), rel=0.05)
+
+
 def with_server(exported: Path, cloud: PlayedCloud, **options: Any) -> Any:
     """What becomes of a client that connects."""
 
@@ -544,7 +654,7 @@ def test_tls_and_a_certificate_for_another_host(exported: Path, tmp_path: Path) 
             return [result async for result in client.stream(toy.pictures(3))]
 
     assert {r.where for r in in_loop(lambda: run("localhost", "ca.pem"))} == {"relu/float32"}
-    with pytest.raises(ServerError, match=r"(?i)hostname mismatch.*Expected one for localhost"):
+    with pytest.raises(ServerError, match=r"is for cloud\.example, and not for localhost"):
         in_loop(lambda: run("cloud.example", "ca.pem"))
     with pytest.raises(ServerError, match=r"certificate of localhost.* is refused.*other\.pem"):
         in_loop(lambda: run("localhost", "other.pem"))

@@ -94,7 +94,7 @@ def running(
     thread.start()
     try:
         settings = Options(
-            **{"folder": folder, "port": 0, "http_port": 0, "threads": 2, **options},
+            **{"folders": (folder,), "port": 0, "http_port": 0, "threads": 2, **options},
             limits=limits,
             security=security or SecurityOptions(),
         )

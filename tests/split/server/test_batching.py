@@ -164,3 +164,21 @@ def test_what_is_quick_is_computed_at_once_and_what_is_not_in_a_thread() -> None
 
     found, _ = batched(play)
     assert found == [False, True, True, False]  # of the first nothing is known
+
+
+def test_many_that_wait_and_take_no_time_are_all_computed() -> None:
+    async def play(batcher: Batcher, network: Network) -> Any:
+        one = np.ones((1, 1), np.float32)
+        await batcher(one)  # from now on it is known to take no time
+        network.opened.clear()
+        batcher._image_s = 1.0
+        held = asyncio.ensure_future(batcher(one))
+        await asyncio.sleep(0.1)
+        others = [asyncio.ensure_future(batcher(one)) for _ in range(3000)]
+        await asyncio.sleep(0)
+        network.opened.set()
+        return await asyncio.gather(held, *others)
+
+    found, _ = batched(play, max_batch=1)
+    assert len(found) == 3001
+    assert all(computed.rows.tolist() == [[2.0]] for computed in found)

@@ -247,6 +247,24 @@ def test_folders_that_do_not_fit(exported: Path, tmp_path: Path, damage: Any, te
         pass
 
 
+def test_several_folders(exported: Path, tmp_path: Path) -> None:
+    newer, same = tmp_path / "newer", tmp_path / "same"
+    shutil.copytree(exported, same)
+    with running(exported, folders=(exported, same)) as server:
+        assert [*server.server.core.repository.versions("full")] == [1, 2]
+    tiny.export(newer, versions=(3,))
+    with running(exported, folders=(exported, newer)) as server:
+        assert [*server.server.core.repository.versions("full")] == [1, 2, 3]
+    tiny.export(newer, versions=(2,), seed=5)
+    with (
+        pytest.raises(
+            ManifestError, match="both have version 2 of the model 'full'.*not the same"
+        ),
+        running(exported, folders=(exported, newer)),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -261,7 +279,7 @@ def test_folders_that_do_not_fit(exported: Path, tmp_path: Path, damage: Any, te
 )
 def test_options_that_make_no_sense(options: Any) -> None:
     with pytest.raises(UsageError, match="--.*expected"):
-        Options(folder=Path(), **options)
+        Options(folders=(Path(),), **options)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +310,7 @@ def test_neither_torch_nor_ray_is_imported() -> None:
 def test_errors_at_start_leave_nothing(exported: Path) -> None:
     async def start() -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
-            server = Server(Options(folder=exported, port=other.getsockname()[1], http_port=0))
+            server = Server(Options(folders=(exported,), port=other.getsockname()[1], http_port=0))
             with pytest.raises(ConvoyError):
                 await server.start()
 

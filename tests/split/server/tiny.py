@@ -54,12 +54,14 @@ def write(folder: Path, name: str, data: bytes) -> ModelFile:
     return ModelFile(file=name, sha256=hashlib.sha256(data).hexdigest())
 
 
-def export(folder: Path, classes: int = CLASSES) -> Manifest:
+def export(
+    folder: Path, classes: int = CLASSES, versions: tuple[int, ...] = (1, 2), seed: int = 0
+) -> Manifest:
     """Two versions of the whole, and of its cut at pool2; said to tell `classes` apart."""
     variants = []
-    for version in (1, 2):
-        whole = network(PICTURE, weights(version, PICTURE), ("input", "output"))
-        cloud = network(FEATURES, weights(10 + version, FEATURES), ("features", "output"))
+    for version in versions:
+        whole = network(PICTURE, weights(seed + version, PICTURE), ("input", "output"))
+        cloud = network(FEATURES, weights(seed + 10 + version, FEATURES), ("features", "output"))
         entry = CutEntry(
             cut="pool2",
             model="pool2",

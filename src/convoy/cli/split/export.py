@@ -27,6 +27,10 @@ def export(
     images: Annotated[
         int | None, Option(help="Test images to judge by; all without it.", min=1)
     ] = None,
+    model_version: Annotated[
+        int,
+        Option(help="Of the models; a server takes several folders.", min=1),
+    ] = 1,
     json: Annotated[bool, Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Write a trained network as ONNX, whole and in halves, for an edge client and a server."""
@@ -43,6 +47,7 @@ def export(
             data_dir=data_dir,
             accuracy=accuracy,
             images=images,
+            version=model_version,
             say=lambda text: status.update(plain(text)),
         )
     if json:

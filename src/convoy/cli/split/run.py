@@ -181,12 +181,13 @@ def _table(client: AsyncClient, title: str) -> Table:
         table.add_row("latency", f"median {shown[0]}, 99 % within {shown[1]}")
     computed = ", ".join(f"{way} {count:,}" for way, count in summary.by_way.most_common())
     table.add_row("computed", Text(computed))
-    table.add_row("sent", f"{summary.sent_bytes:,} bytes")
+    probes = f", {summary.probe_bytes:,} to measure the link" if summary.probe_bytes else ""
+    table.add_row("sent", f"{summary.sent_bytes:,} bytes{probes}")
     if meter.bandwidth_bytes_s:
         rtt = f", round trip {1000 * (meter.rtt_s or 0):.1f} ms"
         table.add_row("link", f"{8e-6 * meter.bandwidth_bytes_s:.3g} Mbit/s{rtt}")
     if len(summary.switches) > 1:
-        table.add_row("choices", Text(", ".join(way for _, way in summary.switches[-4:])))
+        table.add_row("choices", Text(", ".join(way for _, way in [*summary.switches][-4:])))
     if summary.fallbacks or summary.errors:
         table.add_row(
             "trouble", f"{summary.fallbacks} by the edge instead, {summary.errors} errors"

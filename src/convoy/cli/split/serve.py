@@ -25,7 +25,9 @@ File = Path | None
 
 
 def serve(
-    folder: Annotated[Path, Argument(metavar="DIR", help="What `convoy split export` wrote.")],
+    folders: Annotated[
+        list[Path], Argument(metavar="DIR...", help="What `convoy split export` wrote.")
+    ],
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, Option(help="gRPC's port; 0 for any.", min=0, max=65535)] = 8001,
     http_port: Annotated[int, Option(help="HTTP's port; 0 for any.", min=0, max=65535)] = 8000,
@@ -61,7 +63,7 @@ def serve(
     if log_level not in LEVELS:
         raise UsageError(f"--log-level {log_level}: expected one of {', '.join(LEVELS)}")
     options = serving.Options(
-        folder=folder,
+        folders=tuple(folders),
         host=host,
         port=port,
         http_port=http_port,

@@ -202,7 +202,7 @@ def _read(index: int, image: Any, by: Preprocessing) -> Item:
             pixels = fitted_pixels(picture, by, name)
     except DataError as error:
         return Item(index=index, name=name, came=came, pixels=None, error=str(error))
-    except (OSError, ValueError, TypeError, SyntaxError) as error:
+    except Exception as error:  # Pillow promises no list of them
         why = f"{name} is no picture: {error}"
         return Item(index=index, name=name, came=came, pixels=None, error=why)
     return Item(index=index, name=name, came=came, pixels=pixels)

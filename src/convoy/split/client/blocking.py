@@ -72,8 +72,9 @@ class Client:
 
     def _map(self, images: Iterable[Any]) -> Iterator[Result]:
         found: queue.Queue[Result | BaseException | None] = queue.Queue(ROOM)
-        stopped = threading.Event()
-        running = asyncio.run_coroutine_threadsafe(self._pour(images, found, stopped), self._loop)
+        stopped, ended = threading.Event(), threading.Event()
+        pouring = self._pour(images, found, stopped, ended)
+        running = asyncio.run_coroutine_threadsafe(pouring, self._loop)
         try:
             while True:
                 try:
@@ -89,8 +90,9 @@ class Client:
                 yield item
         finally:
             stopped.set()
-            if not self._closed:
-                running.result()
+            running.cancel()  # it may wait for a source that gives no image for long
+            while not (self._closed or ended.wait(LOOK_S)):
+                pass
 
     def __call__(self, image: Any) -> Result:
         """The result of one image."""
@@ -104,7 +106,11 @@ class Client:
             self._stop()
 
     async def _pour(
-        self, images: Iterable[Any], found: queue.Queue[Any], stopped: threading.Event
+        self,
+        images: Iterable[Any],
+        found: queue.Queue[Any],
+        stopped: threading.Event,
+        ended: threading.Event,
     ) -> None:
         """Results into a queue, and at the end None or what went wrong."""
         last: Exception | None = None
@@ -116,6 +122,8 @@ class Client:
                         return
         except Exception as error:
             last = error
+        finally:
+            ended.set()
         await _put(found, last, stopped)
 
     def _run(self, what: Any) -> Any:

@@ -111,7 +111,7 @@ class Chooser:
             name=way.name,
             kind=PICTURE if way.entry is None else SPLIT,
             edge_s=curve(edge_s),
-            sent_bytes=curve(way.bytes_per_image * count),
+            sent_bytes=curve(way.sent_bytes(count)),
             cloud_s=curve(server_s),
         )
 
@@ -126,7 +126,7 @@ class Chooser:
         sending = [way for way in ways if not way.is_edge]
         if self.options.objective == "privacy":
             sending = [way for way in sending if way.entry is not None]
-        return min(sending or ways, key=lambda way: way.bytes_per_image)
+        return min(sending or ways, key=lambda way: way.sent_bytes(self.options.batch_size))
 
     def _whole_s(self, way: Way, now: float, count: int) -> float:
         """What all of its network takes on the edge; 0 where that is not known."""

@@ -173,7 +173,8 @@ class AsyncClient:
     async def _next_way(self) -> Way | None:
         """The next batch's, once there is room for it; None: it has to fail."""
         while self.cloud is not None and self.cloud.is_there:
-            way = self.chooser.choose(time.perf_counter())
+            now = self.cloud.wanted = time.perf_counter()
+            way = self.chooser.choose(now)
             self._note_choice(way)
             ahead_s = sum(self._away.values()) + self._takes_s(way, self.options.batch_size)
             is_known = way.server_image_s is not None
@@ -223,9 +224,7 @@ class AsyncClient:
         return self._results(batch, local, edge.name)
 
     def _note_choice(self, way: Way) -> None:
-        switches = self.summary.switches
-        if not switches or switches[-1][1] != way.name:
-            switches.append((time.perf_counter() - self._began, way.name))
+        self.summary.note_choice(time.perf_counter() - self._began, way.name)
 
     def _results(self, batch: Batch, scores: FloatArray, where: str) -> list[Result]:
         """Of a batch: scores for the pictures that there are, errors for the others."""
@@ -257,3 +256,4 @@ class AsyncClient:
         summary.seconds, self._last = now - self._began, now
         if self.cloud is not None:
             summary.sent_bytes, summary.outages = self.cloud.sent_bytes, self.cloud.outages
+            summary.probe_bytes = self.cloud.probe_bytes

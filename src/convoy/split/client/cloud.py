@@ -32,12 +32,21 @@ AVOIDED_S = 60.0
 SAID_S = 1.0
 """A way that is not gone for this long is worth a word."""
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
-PASSING = (INVALID, grpc.StatusCode.RESOURCE_EXHAUSTED)
-"""What costs a batch, and says nothing of the next one."""
 BAFFLED = (INVALID, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 """What servers answer to a codec that they do not know; the latter two may also pass."""
-STALE_S = 1.0
-"""After so long without a request that tells of the bandwidth, it is measured by a probe."""
+PASSING = (*BAFFLED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+"""What costs a batch, and says nothing of the next one, or of another way."""
+STALE_S, LONGEST_STALE_S = 1.0, 4.0
+"""After so long without a request that tells of the bandwidth, it is measured by a probe: at first,
+and where probes find again and again what was known."""
+PART_OF_LINK = 0.05
+"""How much of the time probes may take at most."""
+KNOWN = 1.25
+"""What differs by less than this factor is no news."""
+IN_USE_S = 2.0
+"""A client that has had no image for so long need not know the link."""
+LOOK_S = 0.05
+"""How often it is looked whether a probe is due."""
 PROBE_BYTES = (1 << 13, 1 << 18)
 """Of a probe: the first, which is the least, and the most."""
 PROBES, REQUESTS = 3, 10
@@ -51,12 +60,15 @@ class Cloud:
 
     def __init__(self, transport: Transport, say: Callable[[str], None]) -> None:
         self.meter, self.breaker = LinkMeter(), Breaker()
-        self.sent_bytes = self.outages = 0
+        self.sent_bytes = self.probe_bytes = self.outages = 0
+        self.wanted = float("-inf")
+        """When somebody had something to send last."""
         self.why = ""
         """It is not there."""
         self._transport, self._say = transport, say
         self._outage = asyncio.Event()
         self._probe_bytes = PROBE_BYTES[0]
+        self._stale_s = STALE_S
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -81,8 +93,7 @@ class Cloud:
         transport, patience_s = self._transport, self._transport.options.connect_s
         transport.connect()
         if not await transport.is_ready(patience_s):
-            await transport.explain()
-            self._give_up("it does not answer")
+            self._give_up(await transport.explain())
             self._start(self._watch_link())
             return
         count = transport.options.batch_size  # as many as there will be: what that takes is noted
@@ -92,8 +103,10 @@ class Cloud:
             if way.address is not None:
                 by_address.setdefault(way.address, []).append(way)
         for of_one in by_address.values():
-            await self._try(sorted(of_one, key=lambda way: way.bytes_per_image), black, by, width)
+            lightest_first = sorted(of_one, key=lambda way: way.sent_bytes(count))
+            await self._try(lightest_first, black, by, width)
         await self._time_requests()
+        self.wanted = time.perf_counter()
         self._start(self._watch_link())
 
     async def _time_requests(self) -> None:
@@ -228,42 +241,65 @@ class Cloud:
         self._say("the cloud is back")
 
     async def _watch_link(self) -> None:
-        """Measure the link by itself where what is sent tells nothing of it."""
-        while True:
-            is_stale = time.perf_counter() > self.meter.measured + STALE_S
-            if is_stale and not self.breaker.is_open and not await self._probe():
-                await asyncio.sleep(STALE_S / 2)
-            await asyncio.sleep(STALE_S / 4 if self.meter.bandwidth_bytes_s else 0.001)
+        """Measure the link by itself where what is sent tells nothing of it.
 
-    async def _probe(self) -> bool:
-        """Whether it came through: questions with nothing, and with many bytes.
-
-        A few of each, as long as that is short, of which the quickest count: whatever else this
-        machine does only makes them longer.
+        Not where nothing depends on it: nobody has anything to send, or all of it goes one way.
         """
+        if self._transport.options.way is not None:
+            return
+        while True:
+            now, known = time.perf_counter(), self.meter.bandwidth_bytes_s
+            is_due = now > self.meter.measured + self._stale_s and now < self.wanted + IN_USE_S
+            if not is_due or self.breaker.is_open:
+                await asyncio.sleep(LOOK_S)
+                continue
+            kept_s = await self._probe()
+            found = self.meter.bandwidth_bytes_s
+            if known and found:
+                is_news = max(known / found, found / known) > KNOWN
+                self._stale_s = STALE_S if is_news else min(2 * self._stale_s, LONGEST_STALE_S)
+            await asyncio.sleep(STALE_S / 2 if kept_s is None else kept_s / PART_OF_LINK)
+
+    async def _probe(self) -> float | None:
+        """Measure the link; for how many seconds that kept it, None where nothing came back."""
         (least, most), (short_s, long_s) = PROBE_BYTES, PROBE_S
-        size, patience_s = self._probe_bytes, self._transport.options.deadline_s
-        small_s = large_s = math.inf
-        begun = time.perf_counter()
-        for _ in range(PROBES):
+        kept_s = 0.0
+        while True:
+            size = self._probe_bytes
+            found = await self._asked(size)
+            if found is None:
+                self._probe_bytes = max(least, size // 4)
+                return None
+            small_s, large_s, pairs = found
+            taken_s = large_s - small_s
+            kept_s += pairs * max(taken_s, 0.0)
+            if taken_s < max(short_s, small_s) and size < most:  # too little to tell from noise
+                self._probe_bytes = min(4 * size, most)
+                continue
+            self.meter.note_probe(size, small_s, large_s, time.perf_counter())
+            if taken_s > max(long_s, 4 * small_s):
+                self._probe_bytes = max(least, size // 4)
+            return kept_s
+
+    async def _asked(self, size: int) -> tuple[float, float, int] | None:
+        """Seconds of questions with nothing and with `size` bytes, and how many pairs of them.
+
+        A few, as long as that is short, of which the quickest count: whatever else this machine
+        does only makes them longer.
+        """
+        patience_s, small_s, large_s = self._transport.options.deadline_s, math.inf, math.inf
+        begun, pairs = time.perf_counter(), 0
+        while pairs < PROBES and time.perf_counter() < begun + PROBE_S[1]:
+            pairs += 1
             times = []
             for message in (padded(0), padded(size)):
                 began = time.perf_counter()
+                self.probe_bytes += message.ByteSize()
                 if not await self._transport.is_live(message, patience_s):
-                    self._probe_bytes = max(least, size // 4)
-                    return False
+                    return None
                 times.append(time.perf_counter() - began)
             small_s, large_s = min(small_s, times[0]), min(large_s, times[1])
-            if time.perf_counter() > begun + long_s:
-                break
-        taken = large_s - small_s
-        if taken < max(short_s, small_s) and size < most:  # too little to be told from noise
-            self._probe_bytes = min(4 * size, most)
-            return True
-        self.meter.note_probe(size, small_s, large_s, time.perf_counter())
-        if taken > long_s:
-            self._probe_bytes = max(least, size // 4)
-        return True
+        return small_s, large_s, pairs
 
     def _start(self, what: Any) -> None:
         task = asyncio.get_running_loop().create_task(what)

@@ -55,7 +55,11 @@ class Options:
                 raise UsageError(f"{what} {seconds:g} s: expected more than 0")
         if not 0 <= self.rate < math.inf:
             raise UsageError(f"rate {self.rate:g}: expected images per second, 0 or more")
-        if self.accuracy_within < 0:
+        if not self.accuracy_within >= 0:
             raise UsageError(f"accuracy within {self.accuracy_within:g} points: expected 0 or more")
+        if not 0 <= self.linger_s < math.inf:
+            raise UsageError(f"an incomplete batch waits {self.linger_s:g} s: expected 0 or more")
+        if self.threads < 1:
+            raise UsageError(f"{self.threads} threads: expected 1 or more")
         if (self.cert is None) != (self.key is None):
             raise UsageError("a client's certificate and its key belong together: give both")

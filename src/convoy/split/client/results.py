@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
 from convoy.split.codecs import FloatArray
 
+SWITCHES = 1000
+"""Of changes of mind, how many are remembered."""
 FINEST_S, STEP = 1e-5, 1.02
 """Latencies are counted in steps of 2%, from 10 microseconds on."""
 
@@ -76,12 +78,22 @@ class Summary:
     """Of payloads, including those that were sent in vain."""
     outages: int = 0
     """How often the cloud was given up for a while."""
-    switches: list[tuple[float, str]] = field(default_factory=list)
-    """When, in seconds since the beginning, another way was chosen, and which."""
+    probe_bytes: int = 0
+    """Sent beside them, to learn what the link carries."""
+    choices: int = 0
+    """How often a way was chosen that was not the one before."""
+    switches: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=SWITCHES))
+    """When, in seconds since the beginning, and which; the latest."""
     seconds: float = 0.0
     longest_gap_s: float = 0.0
     """Between two results."""
     latencies: Latencies = field(default_factory=Latencies)
+
+    def note_choice(self, at_s: float, way: str) -> None:
+        """A batch is to go this way."""
+        if not self.switches or self.switches[-1][1] != way:
+            self.choices += 1
+            self.switches.append((at_s, way))
 
     def as_json(self) -> dict[str, Any]:
         """The closing summary of `convoy split run`."""
@@ -94,8 +106,10 @@ class Summary:
             "p99_s": self.latencies.quantile(0.99),
             "longest_gap_s": self.longest_gap_s,
             "sent_bytes": self.sent_bytes,
+            "probe_bytes": self.probe_bytes,
             "computed": dict(self.by_way),
             "fallbacks": self.fallbacks,
             "outages": self.outages,
+            "choices": self.choices,
             "switches": [{"at_s": at, "to": way} for at, way in self.switches],
         }

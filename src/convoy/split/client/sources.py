@@ -99,26 +99,30 @@ def from_video(path: str, **options: Any) -> Iterator[Named]:
         raise DataError(f"{path} cannot be read as a video: {error}") from None
 
 
-def _frames(stream: Any, held: bytes) -> Iterator[Named]:
+def _frames(stream: Any, head: bytes) -> Iterator[Named]:
     """Each to the end marker that another start, or for now nothing, follows."""
-    number = 0
+    number, looked = 0, 2
+    held = bytearray(head)
     while True:
-        while (end := _end_of_frame(held)) is not None:
-            frame, held = held[:end], held[end:]
+        while (end := _end_of_frame(held, looked)) is not None:
+            frame = bytes(held[:end])
+            del held[:end]
+            looked = 2
             yield f"#{number}", frame
             number += 1
+        looked = max(2, len(held) - 3)  # a marker, and half of the next one, may be at the end
         block = stream.read(BLOCK)
         if not block:
             if held:
-                yield f"#{number}", held
+                yield f"#{number}", bytes(held)
             return
         held += block
         if len(held) > LONGEST_FRAME:
             raise DataError(f"standard input: a picture of more than {LONGEST_FRAME >> 20} MiB")
 
 
-def _end_of_frame(held: bytes) -> int | None:
-    end = held.find(END, 2)
+def _end_of_frame(held: bytearray, begin: int) -> int | None:
+    end = held.find(END, begin)
     while end >= 0:
         if START.startswith(held[end + 2 : end + 4]):
             return end + 2

@@ -21,6 +21,8 @@ from convoy.split.client.options import Options
 _FORM = re.compile(r"(grpcs?)://(\[[0-9a-fA-F:.]+\]|[^:/\[\]]+):([0-9]{1,5})/?")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 LARGEST_ANSWER = 64 << 20
+OF_ANOTHER_HOST = (62, 64)
+"""What OpenSSL calls a certificate whose names, or addresses, are others (X509_V_ERR_...)."""
 FOR_GOOD = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
@@ -137,13 +139,22 @@ class Transport:
             asking.cancel()
         return not asking.cancelled() and asking.exception() is None
 
-    async def explain(self) -> None:
-        """Raise ServerError if it is the certificate for which no connection comes about."""
+    async def explain(self) -> str:
+        """Why no connection comes about, as far as that may pass.
+
+        Raises:
+            ServerError: it is the certificate, or one side speaks TLS and the other does not.
+        """
         target, options = self.target, self.options
+        silent = f"{target.address} does not answer"
+        try:
+            await asyncio.get_running_loop().getaddrinfo(target.host.strip("[]"), target.port)
+        except OSError as error:
+            return f"{target.address}: {error.strerror}"
         if not target.secure:
             if await _speaks_tls(target):
                 raise ServerError(f"{target.address} speaks TLS: call it grpcs://{target.address}")
-            return
+            return silent
         try:
             context = _context(options)
             context.set_alpn_protocols(["h2"])
@@ -154,10 +165,18 @@ class Transport:
             spoken = writer.get_extra_info("ssl_object").selected_alpn_protocol()
             is_let_in = await _is_let_in(reader)
         except ssl.SSLCertVerificationError as error:
+            if error.verify_code in OF_ANOTHER_HOST:
+                names = ", ".join(await self._names()) or "nobody"
+                raise ServerError(
+                    f"the certificate of {target.address} is for {names}, and not for "
+                    f"{target.host}: call the server by that name, or give it a certificate for "
+                    "this one"
+                ) from None
             raise ServerError(
-                f"the certificate of {target.address} is refused: {error.verify_message}. Expected "
-                f"one for {target.host} that {options.ca or 'an authority this system knows'} has "
-                "signed; --ca names another authority's file"
+                f"the certificate of {target.address} is refused: "
+                f"{error.verify_message.rstrip('. ')}. Expected one that "
+                f"{options.ca or 'an authority this system knows'} has signed; --ca names another "
+                "authority's file"
             ) from None
         except ssl.SSLError as error:
             raise ServerError(
@@ -165,7 +184,7 @@ class Transport:
                 "TLS (grpc://)?"
             ) from None
         except (OSError, TimeoutError):
-            return  # nobody there: that may change
+            return silent  # that may change
         if not is_let_in:
             raise ServerError(
                 f"{target.address} ends the connection once it is made: it asks for a client's "
@@ -179,6 +198,22 @@ class Transport:
         writer.close()
         with contextlib.suppress(OSError, ssl.SSLError):
             await writer.wait_closed()
+        return silent
+
+    async def _names(self) -> list[str]:
+        """Whom the server's certificate is for, if a known authority has signed it."""
+        context, target = _context(self.options), self.target
+        context.check_hostname = False
+        try:
+            opened = asyncio.open_connection(
+                target.host.strip("[]"), target.port, ssl=context, ssl_handshake_timeout=2
+            )
+            _, writer = await asyncio.wait_for(opened, 3)
+        except (OSError, TimeoutError):
+            return []
+        found = writer.get_extra_info("peercert") or {}
+        writer.close()
+        return [name for _, name in found.get("subjectAltName", ())]
 
     async def close(self) -> None:
         """Leave."""
@@ -245,7 +280,7 @@ def refusal(target: Target, error: grpc.aio.AioRpcError) -> ServerError:
         grpc.StatusCode.FAILED_PRECONDITION: "Give client and server the same exported folder",
         grpc.StatusCode.NOT_FOUND: "Give client and server the same exported folder",
     }.get(error.code(), "")
-    if "--token-file" in what:
+    if "--token-file" in what or "exported folder" in what:
         advice = ""
     return ServerError(f"{target.address} refuses: {what}. {advice}".rstrip(". ") + ".")
 

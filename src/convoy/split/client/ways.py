@@ -22,6 +22,7 @@ from convoy.split.client.options import Options
 from convoy.split.codecs import FloatArray, feature_codec
 from convoy.split.costs import NOTHING, Curve
 from convoy.split.manifest import (
+    CodecFacts,
     CutEntry,
     Manifest,
     ModelFile,
@@ -41,6 +42,8 @@ FADE_S = 30.0
 """After so long, what was found of a way that has not been gone since counts half."""
 FIRST_AVOIDED_S, LONGEST_AVOIDED_S = 0.25, 60.0
 """How long a way is not gone after it failed: at first, and after it has failed again and again."""
+TINY = 1e-9
+"""A rounding error of an accuracy."""
 NEW = 0.2
 """How much a new figure counts against those before."""
 
@@ -70,7 +73,10 @@ class Way:
     """Seconds on the edge by batch size, as they were when the client started."""
     correction: float = 1.0
     """What it has been found to take since, by what was timed."""
-    bytes_per_image: float = 0.0
+    sent: Curve = NOTHING
+    """Bytes by batch size, as they were when the client started."""
+    sent_correction: float = 1.0
+    """What has been sent since, by that."""
     server_image_s: float | None = None
     """What the server is at work for an image; None: this way has not been gone yet."""
     noted: float = 0.0
@@ -92,15 +98,15 @@ class Way:
         if foreseen > 0:
             off = (now - began) / (foreseen * self.correction)
             self.correction *= min(max(off, 0.1), 10.0) ** NEW
-        if isinstance(result, bytes):
-            self.bytes_per_image += NEW * (len(result) / len(pixels) - self.bytes_per_image)
+        if isinstance(result, bytes) and (usual := self.sent(len(pixels))):
+            self.sent_correction *= (len(result) / (usual * self.sent_correction)) ** NEW
         return result
 
-    def seconds(self, pixels: Pixels, by: Preprocessing) -> float:
-        """What the edge takes of it, tried once."""
+    def tried(self, pixels: Pixels, by: Preprocessing) -> tuple[float, int]:
+        """What the edge takes of it, tried once, and how many bytes come of it."""
         began = time.perf_counter()
-        _ = self._computed(pixels, by) if self.is_edge else self.encoded(pixels, by)
-        return time.perf_counter() - began
+        found = self._computed(pixels, by) if self.is_edge else self.encoded(pixels, by)
+        return time.perf_counter() - began, len(found) if isinstance(found, bytes) else 0
 
     def encoded(self, pixels: Pixels, by: Preprocessing) -> bytes:
         """What is to be sent of pictures."""
@@ -111,6 +117,11 @@ class Way:
     def _computed(self, pixels: Pixels, by: Preprocessing) -> FloatArray:
         tensor = normalised(pixels, by)
         return tensor if self.session is None else self.session(tensor)
+
+    def sent_bytes(self, count: int) -> float:
+        """Of a batch of so many images."""
+        found: float = self.sent(count) * self.sent_correction
+        return found
 
     def edge_s(self, count: int, now: float) -> float:
         """Seconds on the edge for so many images; what was found long ago counts less and less."""
@@ -173,22 +184,26 @@ class Ways:
                 way.session = loaded[file]
 
     def time(self, batch_size: int, samples: Pixels | None) -> None:
-        """Measure on this machine what each way takes of it, for such batches.
+        """Measure on this machine what each way takes of it, and what it sends, for such batches.
 
         Args:
             samples: real pictures; noise, for which codecs take longer, where there are none.
         """
-        by = self.preprocessing
+        by, is_real = self.preprocessing, samples is not None
         if samples is None:
             shape = (batch_size, by.height, by.width, by.channels)
             samples = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         for way in self.all:
             sizes = sorted({1, batch_size})
-            seconds = []
+            seconds, sent = [], []
             for size in sizes:
                 pixels = np.resize(samples, (size, *samples.shape[1:]))
-                seconds.append(min(way.seconds(pixels, by) for _ in range(TIMED)))
+                tries = [way.tried(pixels, by) for _ in range(TIMED)]
+                seconds.append(min(took_s for took_s, _ in tries))
+                sent.append(float(tries[0][1]))
             way.timed = Curve(sizes=tuple(sizes), values=tuple(seconds))
+            if is_real and not way.is_edge:
+                way.sent = Curve(sizes=tuple(sizes), values=tuple(sent))
 
 
 def open_ways(folder: Path, options: Options) -> Ways:
@@ -212,7 +227,7 @@ def open_ways(folder: Path, options: Options) -> Ways:
         ways.all = [w for w in ways.all if w is asked or (w.is_edge and w.variant is asked.variant)]
     elif whole is not None:
         least = whole - options.accuracy_within / 100
-        ways.all = [w for w in ways.all if w.accuracy is not None and w.accuracy >= least]
+        ways.all = [w for w in ways.all if w.accuracy is not None and w.accuracy >= least - TINY]
     ways.load(folder, options.threads)
     ways.time(options.batch_size, read_samples(folder, manifest))
     return ways
@@ -241,10 +256,15 @@ def _ways_of(manifest: Manifest, variant: Variant) -> Iterator[Way]:
             sends_pixels=not plain,
             address=address,
             shape=manifest.input.shape,
-            bytes_per_image=facts.bytes_per_image,
+            sent=_exported(facts),
         )
     for entry in variant.cuts:
         yield from _ways_of_cut(variant, entry)
+
+
+def _exported(facts: CodecFacts) -> Curve:
+    """Bytes as they were found when it was exported, in larger batches perhaps."""
+    return Curve(sizes=(1,), values=(facts.bytes_per_image,))
 
 
 def _ways_of_cut(variant: Variant, entry: CutEntry) -> Iterator[Way]:
@@ -266,5 +286,5 @@ def _ways_of_cut(variant: Variant, entry: CutEntry) -> Iterator[Way]:
             address=address,
             shape=entry.features.shape,
             entry=entry,
-            bytes_per_image=facts.bytes_per_image,
+            sent=_exported(facts),
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from convoy.errors import UsageError
 from convoy.split.making.checking import Checker
 from convoy.split.making.exporting import FEATURES, OPSET, halves
 from convoy.split.making.graph_cuts import GraphCut
@@ -43,7 +44,6 @@ BYTES_IMAGES = 200
 """Test images whose bytes are counted, where accuracy is not asked for."""
 SAMPLES, SAMPLES_BYTES = 200, 1 << 22
 """Test pictures that are exported with the models: how many, and how large, at most."""
-VERSION = 1
 Say = Callable[[str], None]
 
 
@@ -56,6 +56,12 @@ class ExportSettings:
     """Whether to judge every codec on test images."""
     images: int | None = None
     """How many of them; all without it."""
+    version: int = 1
+    """Of the models."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.version < 10**9:
+            raise UsageError(f"model version {self.version}: expected a whole number from 1 on")
 
     @property
     def judged(self) -> int | None:
@@ -106,7 +112,7 @@ def _variant(network: SplitNetwork, folder: Path, settings: ExportSettings, say:
         checker.check_whole(network.reference)
     model = model_name(WHOLE, network.variant)
     file = f"{WHOLE}.onnx"
-    written = write_model(folder, model, VERSION, file, network.content)
+    written = write_model(folder, model, settings.version, file, network.content)
     write_config(folder, model, file, network.graph.input, network.graph.output)
     cuts = tuple(_cut(network, cut, checker, folder, settings, say) for cut in network.cuts)
     judged = judge_pictures(
@@ -121,7 +127,7 @@ def _variant(network: SplitNetwork, folder: Path, settings: ExportSettings, say:
         codecs=facts,
         cuts=cuts,
         accuracy=facts[0].accuracy,
-        version=VERSION,
+        version=settings.version,
     )
 
 
@@ -139,8 +145,8 @@ def _cut(
     checker.check_halves(cut.name, edge, cloud)
     model = model_name(network.variant or cut.name)
     crossing = TensorSpec(name=FEATURES, shape=cut.shape)
-    edge_file = write_model(folder, model, VERSION, "edge.onnx", before)
-    cloud_file = write_model(folder, model, VERSION, "cloud.onnx", after)
+    edge_file = write_model(folder, model, settings.version, "edge.onnx", before)
+    cloud_file = write_model(folder, model, settings.version, "cloud.onnx", after)
     write_config(folder, model, "cloud.onnx", crossing, network.graph.output)
     bounds = network.bounds(edge)
     codecs = feature_codecs(cut.shape, bounds)
@@ -154,7 +160,7 @@ def _cut(
         edge=edge_file,
         cloud=cloud_file,
         codecs=judged.facts(with_accuracy=_is_judged(network, settings)),
-        version=VERSION,
+        version=settings.version,
     )
 
 

@@ -66,13 +66,17 @@ class SplitNetwork:
         return load(content, self.graph.name, threads=threads or cores or 1)
 
     def images(self, count: int) -> FloatArray:
-        """Training images as the network takes them; made-up ones where there is no data set."""
+        """Training images as the network takes them, some of them again where there are too few.
+
+        Where there is no data set they are made up.
+        """
         if self.data is None:
             random = np.random.default_rng(0)
             return random.standard_normal((count, *self.graph.input.shape), dtype=np.float32)
         train = self.data.train
         (batch,) = batches(train, spread(count, len(train)), count)
-        return batch.images
+        found: FloatArray = np.resize(batch.images, (count, *batch.images.shape[1:]))
+        return found
 
     def checking_images(self) -> FloatArray:
         """As many as the largest batch that is tried."""

@@ -109,7 +109,7 @@ def _seen(way: Way, ways: Ways, learnt: Pixels, held_out: Pixels, epochs: int) -
     shown = (made[:SHOWN] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return Seen(
         way=way.name,
-        bytes_per_image=way.bytes_per_image,
+        bytes_per_image=way.sent_bytes(SENT_TOGETHER) / SENT_TOGETHER,
         accuracy=way.accuracy,
         ssim=float(ssim(made, wanted).mean()),
         psnr_db=float(psnr(made.flatten()[None], wanted.flatten()[None])),

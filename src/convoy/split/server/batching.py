@@ -129,6 +129,7 @@ class Batcher:
             return
         if sum(len(one.rows) for one in batch) * self._image_s < AT_ONCE_S:
             self._hand_over(batch, self._compute(batch))
+            loop.call_soon(self._consider)  # others have a turn first
             return
         self._is_running = True
         done = loop.run_in_executor(self.pool, self._compute, batch)
@@ -186,6 +187,7 @@ class Batcher:
         self._is_running = False
         if not done.cancelled():  # otherwise the server has ended, and nobody waits
             self._hand_over(batch, done.result())
+            self._consider()
 
     def _hand_over(self, batch: Sequence[Waiting], outcome: Outcome) -> None:
         images = sum(len(one.rows) for one in batch)
@@ -200,7 +202,6 @@ class Batcher:
                 one.future.set_result(
                     Computed(rows=result, queue_s=queue_s, computing_s=computing_s, together=images)
                 )
-        self._consider()
 
 
 def _finite(rows: FloatArray) -> FloatArray | Exception:

@@ -22,6 +22,8 @@ from convoy.split.server.requests import Question, Tensor
 from convoy.version import __version__
 
 SERVICE = "inference.GRPCInferenceService"
+SPARE_STREAMS = 32
+"""For questions of one connection that are refused, or no inferences: what more has to wait."""
 Handler = Callable[[bytes, Any], Awaitable[Any]]
 
 
@@ -30,7 +32,7 @@ def options(message_bytes: int, max_concurrent: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", message_bytes),
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_concurrent_streams", max(128, 4 * max_concurrent)),
+        ("grpc.max_concurrent_streams", max_concurrent + SPARE_STREAMS),
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not one that is shared
         ("grpc.compression_enabled_algorithms_bitset", 1),  # none: what unpacks is not bounded
         # Clients that look every second whether the server is there are not a nuisance.

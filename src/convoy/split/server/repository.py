@@ -42,7 +42,6 @@ class Model:
 class Repository:
     """All models: by name, then by version."""
 
-    network: str
     models: Mapping[str, Mapping[int, Model]]
 
     def __iter__(self) -> Iterator[Model]:
@@ -81,25 +80,38 @@ class Repository:
         return found
 
 
-def load(folder: Path, *, threads: int = 1) -> Repository:
-    """Everything that a folder's manifest speaks of.
+def load(*folders: Path, threads: int = 1) -> Repository:
+    """Everything that the folders' manifests speak of.
 
     Args:
         threads: that one run of a model may use.
 
     Raises:
-        ManifestError: a file is missing, altered, or not what the manifest says.
+        ManifestError: a file is missing, altered, or not what the manifest says; or two folders
+            have different models of one name and version.
     """
-    manifest = manifests.load(folder)
     models: dict[str, dict[int, Model]] = {}
+    whence: dict[tuple[str, int], Path] = {}
+    for folder in folders:
+        for model in _models_of(folder, threads):
+            key = model.name, model.version
+            known = models.setdefault(model.name, {}).setdefault(model.version, model)
+            if known.sha256 != model.sha256:
+                raise ManifestError(
+                    f"{whence[key]} and {folder} both have version {model.version} of the model "
+                    f"{model.name!r}, and it is not the same. Export one of them as another "
+                    "version: convoy split export ... --model-version 2"
+                )
+            whence.setdefault(key, folder)
+    return Repository(models={name: dict(sorted(models[name].items())) for name in sorted(models)})
+
+
+def _models_of(folder: Path, threads: int) -> Iterator[Model]:
+    manifest = manifests.load(folder)
     for variant in manifest.variants:
-        whole = _whole(folder, manifest, variant, threads)
-        models.setdefault(whole.name, {})[whole.version] = whole
+        yield _whole(folder, manifest, variant, threads)
         for entry in variant.cuts:
-            half = _half(folder, manifest, entry, threads)
-            models.setdefault(half.name, {})[half.version] = half
-    ordered = {name: dict(sorted(models[name].items())) for name in sorted(models)}
-    return Repository(network=manifest.network, models=ordered)
+            yield _half(folder, manifest, entry, threads)
 
 
 def _whole(folder: Path, manifest: Manifest, variant: Variant, threads: int) -> Model:

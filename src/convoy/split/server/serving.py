@@ -34,7 +34,7 @@ LAST_WORDS_S = 0.5
 class Options:
     """What is served, where, to whom and how much."""
 
-    folder: Path
+    folders: tuple[Path, ...]
     """That `convoy split export` wrote."""
     host: str = "127.0.0.1"
     port: int = 8001
@@ -94,7 +94,7 @@ class Server:
         options = self.options
         security = prepare(options.security, options.host, self.log)
         threads = options.threads or cores()
-        models = repository.load(options.folder, threads=threads)
+        models = repository.load(*options.folders, threads=threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="convoy-split")
         self.core = Core(models, security, options.limits, self._pool, self.log, self.metrics)
         try:
