@@ -257,9 +257,7 @@ def test_several_folders(exported: Path, tmp_path: Path) -> None:
         assert [*server.server.core.repository.versions("full")] == [1, 2, 3]
     tiny.export(newer, versions=(2,), seed=5)
     with (
-        pytest.raises(
-            ManifestError, match="both have version 2 of the model 'full'.*not the same"
-        ),
+        pytest.raises(ManifestError, match="both have version 2 of the model 'full'.*not the same"),
         running(exported, folders=(exported, newer)),
     ):
         pass
