@@ -35,7 +35,7 @@ from convoy.split.bench import Setting, bench, foreseen_beside, judged, settings
 from convoy.split.manifest import load, read_samples
 
 MBIT = 1e6
-WIDTHS = (4, 8, 16, 24)
+WIDTHS = (4, 8, 12, 16)
 WITHIN = 1.0
 """Points of accuracy that a way may lose to be chosen."""
 LARGE = {
