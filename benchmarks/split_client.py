@@ -1,10 +1,15 @@
-"""What the edge client takes itself, beside networks and codecs: by batch and by image.
+"""What the edge client takes itself, and what a request takes, beside networks and codecs.
 
     python benchmarks/split_client.py [--images 20000]
 
-A network of a few numbers, all on the edge: what is left of a batch's seconds when the network's
-are taken off is the client's reading, queues, threads and results. A line through batches of 1, 10
-and 100 gives both figures (`CLIENT_BATCH_S` and `CLIENT_IMAGE_S` in `convoy/split/costs.py`).
+`split_client`: a network of a few numbers, all on the edge. What is left of a batch's seconds when
+the network's are taken off is the client's reading, queues, threads and results. A line through
+batches of 1, 10 and 100 gives both figures (`CLIENT_BATCH_S`, `CLIENT_IMAGE_S` in
+`convoy/split/costs.py`). `split_request`: cifar10-quick cut at pool1, one image a request, to
+`convoy split serve` over loopback. Of requests one after another: the seconds that client and
+server compute for each, less those of networks and codecs, and of the client by itself
+(`EDGE_REQUEST_S`, `CLOUD_REQUEST_S`). Of one at a time: its latency, less networks, codecs, what
+these take more after a pause, and the client by itself (`OVERHEAD_S`).
 """
 
 from __future__ import annotations
@@ -12,24 +17,33 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.split import toy
 
 from common import write
+from convoy.api.splitting import export_split
 from convoy.split.client import AsyncClient
+from convoy.split.foreseen import candidates_of_folder
+from convoy.split.manifest import load, read_samples
 
 SIZES = (1, 10, 100)
 ROUNDS = 5
+REQUESTS = 2000
+WAY = "pool1/uint8"
 
 
 async def batch_s(folder: Path, size: int, images: int) -> tuple[float, float]:
@@ -40,7 +54,77 @@ async def batch_s(folder: Path, size: int, images: int) -> tuple[float, float]:
         count = 0
         async for _ in client.stream(pictures):
             count += 1
-        return (time.perf_counter() - began) * size / count, client.ways.edge.edge_s
+        return (time.perf_counter() - began) * size / count, client.ways.edge.edge_s(
+            size, time.perf_counter()
+        )
+
+
+def exported(folder: Path) -> Path:
+    """cifar10-quick with first weights, cut at pool1."""
+    run, out = folder / "run", folder / "exported"
+    command = [sys.executable, "-m", "convoy", "train", "--network", "cifar10-quick"]
+    command += ["--data", "synthetic:3x32x32:10:400", "--steps", "1", "--strategy", "single"]
+    subprocess.run([*command, "--out", str(run)], check=True, stdout=subprocess.DEVNULL)
+    export_split(run, ["pool1"], out, accuracy=False)
+    return out
+
+
+async def requests(folder: Path, server: str, process: psutil.Process) -> dict[str, float]:
+    """Milliseconds of a request: the client's and the server's own, and those of one by itself."""
+    client = AsyncClient(folder, server, way=WAY, deadline_s=30)
+    way = client.ways.named(WAY)
+    pictures = itertools.cycle(read_samples(folder, client.ways.manifest))  # type: ignore[arg-type]
+    turn = asyncio.Event()
+
+    async def one_at_a_time() -> AsyncIterator[Any]:
+        for picture in itertools.islice(pictures, REQUESTS):
+            yield picture
+            await turn.wait()
+            turn.clear()
+
+    def spent() -> tuple[float, float]:
+        return time.process_time(), sum(process.cpu_times()[:2])
+
+    async with client:
+        async for _ in client.stream(itertools.islice(pictures, 200)):
+            pass
+        before = spent()
+        async for _ in client.stream(itertools.islice(pictures, REQUESTS)):
+            pass
+        here, there = (b - a for a, b in zip(before, spent(), strict=True))
+        edge_s, server_s = way.edge_s(1, way.noted), way.server_s(1, way.noted) or 0.0
+        latencies = []
+        async for result in client.stream(one_at_a_time()):
+            latencies.append(result.latency_s)
+            turn.set()
+    return {
+        "client": 1000 * (here / REQUESTS - edge_s),
+        "server": 1000 * (there / REQUESTS - server_s),
+        "one by itself": 1000 * (statistics.median(latencies) - edge_s - server_s),
+    }
+
+
+def request_row(folder: Path, client_ms: float) -> dict[str, float]:
+    """Medians of some rounds."""
+    candidates = candidates_of_folder(folder, read_samples(folder, load(folder)), 1)  # type: ignore[arg-type]
+    rest_ms = next(1000 * (c.edge_rest_s + c.cloud_rest_s) for c in candidates if c.name == WAY)
+    command = [sys.executable, "-m", "convoy", "split", "serve", str(folder), "--quiet"]
+    command += ["--port", "0", "--http-port", "0", "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            server = f"grpc://{json.loads(process.stdout.readline())['grpc']}"
+            watched = psutil.Process(process.pid)
+            rounds = [asyncio.run(requests(folder, server, watched)) for _ in range(ROUNDS)]
+        finally:
+            process.terminate()
+    row = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+    return {
+        "the edge computes, ms": row["client"] - client_ms,
+        "the cloud computes, ms": row["server"],
+        "of one by itself, ms": row["one by itself"] - client_ms - rest_ms,
+        "networks more after a pause, ms": rest_ms,
+    }
 
 
 def main() -> None:
@@ -70,6 +154,10 @@ def main() -> None:
         "microseconds for an image."
     )
     write("split_client", rows, about=about)
+    with tempfile.TemporaryDirectory() as name:
+        row = request_row(exported(Path(name)), by_batch + by_image)
+    about = f"Milliseconds of a request of one image, {WAY}, over loopback, beside networks."
+    write("split_request", [row], about=about)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,10 @@ from convoy.split.client import AsyncClient, Options
 from convoy.split.costs import (
     CLIENT_BATCH_S,
     CLIENT_IMAGE_S,
+    CLOUD_REQUEST_S,
+    EDGE_REQUEST_S,
     LOCAL,
+    OVERHEAD_S,
     PICTURE,
     SPLIT,
     TIE,
@@ -113,14 +116,16 @@ def test_what_was_foreseen_is_of_that_edge_and_link() -> None:
     )
     found = bench._beside(candidate, SETTING)
     edge_s = 4 * (0.02 + CLIENT_BATCH_S + 10 * CLIENT_IMAGE_S)  # a quarter of a core
-    half_s = 0.0005  # of what a request takes of this machine's core
-    assert found["foreseen_images_per_s"] == pytest.approx(10 / (edge_s + 4 * half_s), rel=0.001)
+    pace = 10 / (edge_s + 4 * EDGE_REQUEST_S)
+    assert found["foreseen_images_per_s"] == pytest.approx(pace, rel=0.001)
+    both_s = EDGE_REQUEST_S + CLOUD_REQUEST_S
+    overhead_s = OVERHEAD_S * (4 * EDGE_REQUEST_S + CLOUD_REQUEST_S) / both_s
     there_s = (200 + 400) * 1514 / 1448 * 8 / 1e6
     back_s = 400 * 1514 / 1448 * 8 / 1e6
     assert found["foreseen_latency_s"] == pytest.approx(
-        edge_s + 0.02 + there_s + back_s + 1e-4 + 5 * half_s, rel=0.001
+        edge_s + 0.02 + there_s + back_s + 1e-4 + overhead_s, rel=0.001
     )
-    expected = edge_s + 4 * half_s + TIE * found["foreseen_latency_s"]  # as the plan's --for
+    expected = 10 / pace + TIE * found["foreseen_latency_s"]  # as the plan's --for
     assert found["foreseen_measure"] == pytest.approx(expected, rel=0.001)
     one_by_one = bench._beside(candidate, replace(SETTING, mode="synchronous"))
     assert one_by_one["foreseen_measure"] == found["foreseen_latency_s"]

@@ -23,7 +23,14 @@ from convoy.split.costs import (
     throughput,
 )
 
-LINK = Link(bandwidth_bit_s=8e6 * FRAMING, latency_s=0.01, overhead_s=0.002, overhead_bytes=0)
+LINK = Link(
+    bandwidth_bit_s=8e6 * FRAMING,
+    latency_s=0.01,
+    overhead_s=0.002,
+    edge_request_s=0.001,
+    cloud_request_s=0.0015,
+    overhead_bytes=0,
+)
 """A megabyte a second."""
 
 
@@ -68,6 +75,14 @@ def test_batches_one_after_another_take_the_slowest_part() -> None:
     slow_edge = candidate(edge_s=per_image(0.1))
     assert throughput(slow_edge, LINK, 10) == pytest.approx(10 / 1.001)
     assert throughput(slow_edge, LINK, 10, synchronous=True) == pytest.approx(10 / 1.067)
+    slow_cloud = candidate(cloud_s=per_image(0.1))
+    assert throughput(slow_cloud, LINK, 10) == pytest.approx(10 / 1.0015)
+
+
+def test_who_waits_is_slow_at_first() -> None:
+    rested = candidate(edge_rest_s=0.003, cloud_rest_s=0.004)
+    assert latency_s(rested, LINK, 10) == pytest.approx(0.01 + 0.062 + 0.005 + 0.007)
+    assert throughput(rested, LINK, 10) == throughput(candidate(), LINK, 10)
 
 
 def test_what_stays_here_needs_no_link() -> None:

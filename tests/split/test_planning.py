@@ -82,10 +82,11 @@ def test_a_slow_edge_is_slow_on_the_edge_only() -> None:
 
 
 def test_a_request_takes_slow_machines_longer() -> None:
-    link = Link(bandwidth_bit_s=1e6, latency_s=0.0, overhead_s=0.002)
+    own = {"edge_request_s": 0.001, "cloud_request_s": 0.002}
+    link = Link(bandwidth_bit_s=1e6, latency_s=0.0, overhead_s=0.0015, **own)
     found = between_places(link, Place(name="a", cores=0.25), Place(name="b", cores=0.5))
-    assert found.overhead_s == pytest.approx(0.004 + 0.002)
-    assert found.overhead_on_edge == pytest.approx(2 / 3)
+    assert (found.edge_request_s, found.cloud_request_s) == (0.004, 0.004)
+    assert found.overhead_s == pytest.approx(0.0015 * 8 / 3)  # half of it is done meanwhile
 
 
 def made_plan(**changes: Any) -> SplitPlan:

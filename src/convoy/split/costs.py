@@ -22,8 +22,10 @@ FRAMING = 1514 / 1448
 """Bytes on an Ethernet for each of a long TCP stream's."""
 OVERHEAD_BYTES = 400
 """Of a request and its headers, beside what the codec made."""
-OVERHEAD_S = 0.001
-"""Of a request, both ends together: on loopback with 8 kB (`benchmarks/split_overhead.py`)."""
+OVERHEAD_S = 0.0013
+"""How much longer an answer takes for the request itself (`benchmarks/split_client.py`)."""
+EDGE_REQUEST_S, CLOUD_REQUEST_S = 0.0009, 0.00076
+"""What either end computes for a request itself (likewise), partly at the same time."""
 DEADLINE_S = 0.4
 """How long the edge client waits for an answer, if it is not told otherwise."""
 OF_DEADLINE = 0.8
@@ -35,7 +37,7 @@ AVOIDED = 1e12
 
 LEAST_S = 1e-9
 """Nothing is thought to take less, whatever is not known of it."""
-CLIENT_BATCH_S, CLIENT_IMAGE_S = 3.2e-4, 2.4e-5
+CLIENT_BATCH_S, CLIENT_IMAGE_S = 1.1e-4, 2.0e-5
 """Of the edge client itself: queues, threads, results (`benchmarks/split_client.py`)."""
 
 
@@ -87,6 +89,10 @@ class Candidate:
     cloud_s: Curve = NOTHING
     """Seconds of the cloud for a batch, decoding included."""
     answer_bytes: Curve = NOTHING
+    edge_rest_s: float = 0.0
+    """What the edge takes more after it has waited for an answer: its caches hold other things."""
+    cloud_rest_s: float = 0.0
+    """Likewise the cloud, after it has waited for a request."""
     accuracy: float | None = None
     depth: float = 0.0
     """How much of the network's work is before the cut, from 0 to 1."""
@@ -101,9 +107,10 @@ class Link:
     latency_s: float
     """One way."""
     overhead_s: float = OVERHEAD_S
-    """Of a request, whatever it carries, on both machines together."""
-    overhead_on_edge: float = 0.5
-    """How much of that is the edge's."""
+    """How much longer an answer takes for the request itself, whatever that carries."""
+    edge_request_s: float = EDGE_REQUEST_S
+    """What the edge computes for it."""
+    cloud_request_s: float = CLOUD_REQUEST_S
     overhead_bytes: float = OVERHEAD_BYTES
     framing: float = FRAMING
     """Bytes on the wire for each; 1 where the bandwidth is that of a request's own bytes."""
@@ -148,19 +155,19 @@ def cost(candidate: Candidate, link: Link, count: int) -> Cost:
     edge_s = candidate.edge_s(count)
     if candidate.kind == LOCAL:
         stages = {"edge": edge_s}
-        sent = transfer_s = link_s = cloud_s = 0.0
+        sent = transfer_s = link_s = cloud_s = rest_s = 0.0
     else:
         sent, cloud_s = candidate.sent_bytes(count), candidate.cloud_s(count)
         there, back = link.wire_s(sent), link.wire_s(candidate.answer_bytes(count))
         link_s = max(there, back)
         transfer_s = there + back + 2 * link.latency_s + link.overhead_s
-        on_edge = link.overhead_s * link.overhead_on_edge
+        rest_s = candidate.edge_rest_s + candidate.cloud_rest_s
         stages = {
-            "edge": edge_s + on_edge,
+            "edge": edge_s + link.edge_request_s,
             "link": link_s,
-            "cloud": cloud_s + link.overhead_s - on_edge,
+            "cloud": cloud_s + link.cloud_request_s,
         }
-    latency_s = edge_s + transfer_s + cloud_s
+    latency_s = edge_s + transfer_s + cloud_s + rest_s
     bottleneck = max(stages, key=lambda stage: stages[stage])
     return Cost(
         edge_s=edge_s,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from convoy.split import sessions
 from convoy.split.client.options import Options
-from convoy.split.client.ways import Way, open_ways
+from convoy.split.client.ways import Way, Ways, open_ways
 from convoy.split.costs import LOCAL, PICTURE, SPLIT, Candidate, Curve
-from convoy.split.making.timing import median_s, sizes_for
-from convoy.split.manifest import read_model
+from convoy.split.making.timing import median_s, rest_s, sizes_for
+from convoy.split.manifest import Preprocessing, read_model
 from convoy.split.pictures import Pixels
 
 FLOAT_BYTES = 4
@@ -52,12 +53,28 @@ def candidates_of_folder(folder: Path, pictures: Pixels, batch_size: int) -> Ite
             answer_bytes=Curve(
                 sizes=(1,), values=(float(FLOAT_BYTES * ways.manifest.output.elements),)
             ),
+            edge_rest_s=_edge_rest_s(way, ways.preprocessing, pictures[:1]),
+            cloud_rest_s=0.0 if way.is_edge else _cloud_rest_s(way, folder, ways, pictures[:1]),
             accuracy=way.accuracy,
         )
 
 
 def _cloud_s(way: Way, folder: Path, payload: bytes, count: int) -> float:
     """Decoding and computing what was sent."""
+    return median_s(_answering(way, folder, payload, count))
+
+
+def _answering(way: Way, folder: Path, payload: bytes, count: int) -> Callable[[], Any]:
     file = way.entry.cloud if way.entry else way.variant.whole
     session = sessions.load(read_model(folder, file), file.file)
-    return median_s(lambda: session(way.codec.decode(payload, count)))
+    return lambda: session(way.codec.decode(payload, count))
+
+
+def _edge_rest_s(way: Way, by: Preprocessing, picture: Pixels) -> float:
+    return rest_s(lambda: way.prepare(picture, by))
+
+
+def _cloud_rest_s(way: Way, folder: Path, ways: Ways, picture: Pixels) -> float:
+    payload = way.prepare(picture, ways.preprocessing)
+    assert isinstance(payload, bytes)
+    return rest_s(_answering(way, folder, payload, 1))

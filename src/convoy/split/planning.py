@@ -112,15 +112,20 @@ def at_places(candidate: Candidate, edge: Place, cloud: Place) -> Candidate:
         candidate,
         edge_s=client.times(edge.factor),
         cloud_s=candidate.cloud_s.times(cloud.factor),
+        edge_rest_s=candidate.edge_rest_s * edge.factor,
+        cloud_rest_s=candidate.cloud_rest_s * cloud.factor,
     )
 
 
 def between_places(link: Link, edge: Place, cloud: Place) -> Link:
     """A link whose requests take machines like this one so long, as it is between those."""
-    on_edge = link.overhead_s * link.overhead_on_edge * edge.factor
-    on_cloud = link.overhead_s * (1 - link.overhead_on_edge) * cloud.factor
+    here, there = link.edge_request_s, link.cloud_request_s
+    on_edge, on_cloud = here * edge.factor, there * cloud.factor
     return replace(
-        link, overhead_s=on_edge + on_cloud, overhead_on_edge=on_edge / (on_edge + on_cloud)
+        link,
+        overhead_s=link.overhead_s * (on_edge + on_cloud) / (here + there),
+        edge_request_s=on_edge,
+        cloud_request_s=on_cloud,
     )
 
 

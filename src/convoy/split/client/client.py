@@ -37,6 +37,10 @@ from convoy.split.codecs import FloatArray
 MOST_IN_FLIGHT = 64
 AHEAD = 4
 """Batches that may wait to be taken out."""
+AT_ONCE_S = 3e-4
+"""What takes the edge less is done on the loop: a thread would take longer to be woken."""
+ALONE_S = 3e-3
+"""So is what takes less than this while nothing is under way, whose answer would have to wait."""
 NOTICES = 100
 CLOSED = "the client is closed: open another one"
 
@@ -187,8 +191,8 @@ class AsyncClient:
 
     def _takes_s(self, way: Way, count: int) -> float:
         """What a batch that takes this way keeps others behind it waiting."""
-        found = self.chooser.cost(way, time.perf_counter(), count or 1)
-        return max(found.link_s, found.cloud_s)
+        server_s = way.server_s(count, way.noted) or 0.0
+        return max(self.chooser.meter.way_s(way.sent_bytes(count)), server_s)
 
     def _why_not(self) -> str:
         return f"the cloud is gone: {self.cloud.why}" if self.cloud is not None else ""
@@ -199,6 +203,9 @@ class AsyncClient:
         if self._closed:
             raise ServerError(CLOSED)
         loop, by = asyncio.get_running_loop(), self.ways.preprocessing
+        takes_s = way.edge_s(len(batch.pixels), way.noted)
+        if takes_s < (AT_ONCE_S if self._in_flight else ALONE_S):
+            return way.prepare(batch.pixels, by)
         return await loop.run_in_executor(self._edge, way.prepare, batch.pixels, by)
 
     async def _finish(

@@ -55,6 +55,10 @@ PROBE_S = (0.004, 0.04)
 """What a probe should take: it grows where it takes less, and shrinks where it takes more."""
 
 
+Asked = Any
+"""A call of gRPC's that is under way."""
+
+
 class Cloud:
     """One server."""
 
@@ -66,7 +70,8 @@ class Cloud:
         self.why = ""
         """It is not there."""
         self._transport, self._say = transport, say
-        self._outage = asyncio.Event()
+        self._asked: set[Asked] = set()
+        """Requests that are under way."""
         self._probe_bytes = PROBE_BYTES[0]
         self._stale_s = STALE_S
         self._tasks: set[asyncio.Task[None]] = set()
@@ -166,13 +171,15 @@ class Cloud:
         message = request(way.address, way.codec.name, payload, (count, *way.shape))
         self.sent_bytes += len(payload)
         sent, patience_s = time.perf_counter(), self._transport.options.deadline_s
-        asking = asyncio.ensure_future(self._transport.infer(message, patience_s))
-        given_up = asyncio.ensure_future(self._outage.wait())
+        asked = self._transport.infer(message, patience_s)
+        self._asked.add(asked)
         try:
-            await asyncio.wait({asking, given_up}, return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done() or asking.cancelled():
-                return self.why
-            found = answer_of(asking.result(), count, width)
+            found = answer_of(await asked, count, width)
+        except asyncio.CancelledError:
+            if asked in self._asked:  # it is we who are cancelled, and not what was asked
+                asked.cancel()
+                raise
+            return self.why
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 self.meter.note_late(len(payload), time.perf_counter() - sent)
@@ -180,8 +187,7 @@ class Cloud:
         except CodecError as error:
             return self._avoid(way, str(error))
         finally:
-            asking.cancel()
-            given_up.cancel()
+            self._asked.discard(asked)
         answered, computing_s = time.perf_counter(), found.computing_s
         if found.server_s:
             self.meter.note(len(payload), sent, answered, found.server_s)
@@ -222,7 +228,9 @@ class Cloud:
             return
         self.outages += 1
         self.why = why
-        self._outage.set()
+        given_up, self._asked = self._asked, set()
+        for asked in given_up:
+            asked.cancel()
         self._say(f"the cloud is gone ({why}): the edge computes alone")
         self._start(self._recover())
 
@@ -237,7 +245,6 @@ class Cloud:
                 self.why, is_there = str(error), False
             self.breaker.probed(is_there=is_there)
         self.meter.forget()
-        self._outage = asyncio.Event()
         self._say("the cloud is back")
 
     async def _watch_link(self) -> None:
@@ -266,7 +273,7 @@ class Cloud:
         kept_s = 0.0
         while True:
             size = self._probe_bytes
-            found = await self._asked(size)
+            found = await self._times(size)
             if found is None:
                 self._probe_bytes = max(least, size // 4)
                 return None
@@ -281,7 +288,7 @@ class Cloud:
                 self._probe_bytes = max(least, size // 4)
             return kept_s
 
-    async def _asked(self, size: int) -> tuple[float, float, int] | None:
+    async def _times(self, size: int) -> tuple[float, float, int] | None:
         """Seconds of questions with nothing and with `size` bytes, and how many pairs of them.
 
         A few, as long as that is short, of which the quickest count: whatever else this machine

@@ -116,7 +116,8 @@ class LinkMeter:
             bandwidth_bit_s=math.inf if rate is None else 8 * rate,
             latency_s=max((self.rtt_s or 0.0) - self.request_s, 0.0) / 2,
             overhead_s=self.request_s,
-            overhead_on_edge=1.0,
+            edge_request_s=self.request_s,
+            cloud_request_s=0.0,  # what the server says has it in it
             overhead_bytes=HEADERS_BYTES,
             framing=1.0,
         )

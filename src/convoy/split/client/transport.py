@@ -109,9 +109,9 @@ class Transport:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
-    async def infer(self, message: pb.ModelInferRequest, timeout_s: float) -> Any:
-        """Ask for an inference. Raises grpc.aio.AioRpcError."""
-        return await self._stub.ModelInfer(message, timeout=timeout_s, metadata=self._metadata)
+    def infer(self, message: pb.ModelInferRequest, timeout_s: float) -> Any:
+        """Ask for an inference: a call to be awaited, which may raise grpc.aio.AioRpcError."""
+        return self._stub.ModelInfer(message, timeout=timeout_s, metadata=self._metadata)
 
     async def is_ready(self, timeout_s: float) -> bool:
         """Whether the server says that it is ready; False where it does not answer.

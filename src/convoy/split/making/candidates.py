@@ -21,6 +21,7 @@ from convoy.split.making.timing import (
     CodecTimes,
     feature_times,
     picture_times,
+    rest_s,
     session_times,
     sizes_for,
 )
@@ -60,6 +61,7 @@ def candidates_of(network: SplitNetwork, trial: Trial, say: Say) -> Iterator[Can
     images = network.images(max(trial.sizes))
     whole = network.loaded(network.content, threads=1)
     whole_s = session_times(whole, images, trial.sizes)
+    whole_rest_s = rest_s(lambda: whole(images[:1]))
     answer = _per_image(FLOAT_BYTES * network.graph.output.elements)
     plain = feature_codec("float32", shape=network.graph.input.shape)
     sent = picture_times(network.preprocessing, plain, images, trial.sizes)
@@ -85,6 +87,7 @@ def candidates_of(network: SplitNetwork, trial: Trial, say: Say) -> Iterator[Can
             sent_bytes=times.sent_bytes,
             cloud_s=_sum(times.decode_s, whole_s),
             answer_bytes=answer,
+            cloud_rest_s=whole_rest_s,
             accuracy=_accuracy(judged, codec),
         )
     checker = Checker(
@@ -111,6 +114,8 @@ def _at(
     features = edge(images)
     edge_s = session_times(edge, images, trial.sizes)
     cloud_s = session_times(cloud, features, trial.sizes)
+    edge_rest_s = rest_s(lambda: edge(images[:1]))
+    cloud_rest_s = rest_s(lambda: cloud(features[:1]))
     judging = network.loaded(before)
     codecs = feature_codecs(cut.shape, network.bounds(judging))
     sent: Mapping[str, CodecTimes] = feature_times(codecs, features, trial.sizes)
@@ -129,6 +134,8 @@ def _at(
             sent_bytes=times.sent_bytes,
             cloud_s=_sum(times.decode_s, cloud_s),
             answer_bytes=answer,
+            edge_rest_s=edge_rest_s,
+            cloud_rest_s=cloud_rest_s,
             accuracy=_accuracy(judged, codec),
             depth=_depth(cut),
         )

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from convoy.split.codecs import Codec, FloatArray
 from convoy.split.costs import Curve
 from convoy.split.making.images import pixels_of
@@ -18,6 +20,9 @@ from convoy.split.sessions import Session
 LEAST_RUNS, MOST_RUNS = 3, 50
 ENOUGH_S = 0.2
 """Of runs, beyond the least number of them."""
+PAUSE_S = 0.002
+OTHER_BYTES = 1 << 22
+"""What other work is taken to use of the caches meanwhile."""
 PATIENCE_S = 2.0
 """After this long even fewer than the least number of runs will do."""
 
@@ -31,12 +36,13 @@ class CodecTimes:
     sent_bytes: Curve
 
 
-def median_s(work: Callable[[], Any]) -> float:
-    """Seconds of one of several runs, after one that does not count."""
+def median_s(work: Callable[[], Any], *, before: Callable[[], Any] = lambda: None) -> float:
+    """Seconds of one of several runs, after one that does not count; without `before` each."""
     work()
     times: list[float] = []
     begun = time.perf_counter()
     while len(times) < MOST_RUNS:
+        before()
         start = time.perf_counter()
         work()
         now = time.perf_counter()
@@ -45,6 +51,17 @@ def median_s(work: Callable[[], Any]) -> float:
         if spent > (ENOUGH_S if len(times) >= LEAST_RUNS else PATIENCE_S):
             break
     return statistics.median(times)
+
+
+def rest_s(work: Callable[[], Any]) -> float:
+    """What a run takes more after a pause: a processor that has waited is slow at first."""
+    other = np.zeros(OTHER_BYTES, np.uint8)
+
+    def pause() -> None:
+        other[::64] += 1
+        time.sleep(PAUSE_S)
+
+    return max(0.0, median_s(work, before=pause) - median_s(work))
 
 
 def sizes_for(batch_size: int) -> tuple[int, ...]:

@@ -26,6 +26,8 @@ from convoy.split.server.refusals import RefusedError, Status, invalid
 Run = Callable[[FloatArray], FloatArray]
 AT_ONCE_S = 3e-4
 """A batch that takes less is computed on the loop: a thread would take longer to be woken."""
+ALONE_S = 3e-3
+"""So is one that takes less than this, where requests come one at a time: nobody has to wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,8 @@ class Batcher:
         self._images = 0
         self._timer: asyncio.TimerHandle | None = None
         self._is_running = False
+        self._ended = 0.0
+        """When the last batch had been computed."""
         self._image_s = math.inf
         """What the last batch took for each image; nothing is known of the first."""
 
@@ -127,7 +131,9 @@ class Batcher:
         batch = self._take()
         if not batch:
             return
-        if sum(len(one.rows) for one in batch) * self._image_s < AT_ONCE_S:
+        takes_s = sum(len(one.rows) for one in batch) * self._image_s
+        is_alone = len(batch) == 1 and perf_counter() > self._ended + takes_s
+        if takes_s < (ALONE_S if is_alone else AT_ONCE_S):
             self._hand_over(batch, self._compute(batch))
             loop.call_soon(self._consider)  # others have a turn first
             return
@@ -192,6 +198,7 @@ class Batcher:
     def _hand_over(self, batch: Sequence[Waiting], outcome: Outcome) -> None:
         images = sum(len(one.rows) for one in batch)
         self._image_s = outcome.seconds / images
+        self._ended = outcome.began + outcome.seconds
         for one, result in zip(batch, outcome.results, strict=True):
             if one.future.done():
                 continue
