@@ -115,11 +115,11 @@ def test_what_was_foreseen_is_of_that_edge_and_link() -> None:
         name="cut", kind=SPLIT, edge_s=LINE, cloud_s=LINE, sent_bytes=LINE.times(1e4)
     )
     found = bench._beside(candidate, SETTING)
-    edge_s = 4 * (0.02 + CLIENT_BATCH_S + 10 * CLIENT_IMAGE_S)  # a quarter of a core
-    pace = 10 / (edge_s + 4 * EDGE_REQUEST_S)
+    edge_s = 5 * (0.02 + CLIENT_BATCH_S + 10 * CLIENT_IMAGE_S)  # a quarter of a core
+    pace = 10 / (edge_s + 5 * EDGE_REQUEST_S)
     assert found["foreseen_images_per_s"] == pytest.approx(pace, rel=0.001)
     both_s = EDGE_REQUEST_S + CLOUD_REQUEST_S
-    overhead_s = OVERHEAD_S * (4 * EDGE_REQUEST_S + CLOUD_REQUEST_S) / both_s
+    overhead_s = OVERHEAD_S * (5 * EDGE_REQUEST_S + CLOUD_REQUEST_S) / both_s
     there_s = (200 + 400) * 1514 / 1448 * 8 / 1e6
     back_s = 400 * 1514 / 1448 * 8 / 1e6
     assert found["foreseen_latency_s"] == pytest.approx(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ import numpy as np
 from convoy.split import sessions
 from convoy.split.client.options import Options
 from convoy.split.client.ways import Way, Ways, open_ways
-from convoy.split.costs import LOCAL, PICTURE, SPLIT, Candidate, Curve
-from convoy.split.making.timing import median_s, rest_s, sizes_for
-from convoy.split.manifest import Preprocessing, read_model
+from convoy.split.costs import LOCAL, NOTHING, PICTURE, SPLIT, Candidate, Curve
+from convoy.split.making.timing import medians_s, rest_s, sizes_for
+from convoy.split.manifest import read_model
 from convoy.split.pictures import Pixels
 
 FLOAT_BYTES = 4
 
 
-def candidates_of_folder(folder: Path, pictures: Pixels, batch_size: int) -> Iterator[Candidate]:
+def candidates_of_folder(folder: Path, pictures: Pixels, batch_size: int) -> list[Candidate]:
     """Every way that `convoy split run` could go, by its name there.
 
     Args:
@@ -31,50 +32,63 @@ def candidates_of_folder(folder: Path, pictures: Pixels, batch_size: int) -> Ite
     """
     ways = open_ways(folder, Options(accuracy_within=100.0, batch_size=batch_size))
     sizes = sizes_for(batch_size)
-    for way in ways.all:
-        edge_s, sent, cloud_s = [], [], []
-        for size in sizes:
-            pixels = np.resize(pictures, (size, *pictures.shape[1:]))
-            edge_s.append(median_s(lambda w=way, p=pixels: w.prepare(p, ways.preprocessing)))  # type: ignore[misc]
-            if not way.is_edge:
-                payload = way.prepare(pixels, ways.preprocessing)
-                assert isinstance(payload, bytes)
-                sent.append(float(len(payload)))
-                cloud_s.append(_cloud_s(way, folder, payload, size))
-        yield Candidate(
-            name=way.name,
-            kind=LOCAL if way.is_edge else SPLIT if way.entry else PICTURE,
-            variant=way.variant.name,
-            cut=way.entry.cut if way.entry else None,
-            codec=None if way.is_edge else way.codec.name,
-            edge_s=Curve(sizes=sizes, values=tuple(edge_s)),
-            sent_bytes=Curve(sizes=sizes, values=tuple(sent or [0.0] * len(sizes))),
-            cloud_s=Curve(sizes=sizes, values=tuple(cloud_s or [0.0] * len(sizes))),
-            answer_bytes=Curve(
-                sizes=(1,), values=(float(FLOAT_BYTES * ways.manifest.output.elements),)
-            ),
-            edge_rest_s=_edge_rest_s(way, ways.preprocessing, pictures[:1]),
-            cloud_rest_s=0.0 if way.is_edge else _cloud_rest_s(way, folder, ways, pictures[:1]),
-            accuracy=way.accuracy,
+    loaded: dict[str, sessions.Session] = {}
+    works = [
+        _works(way, ways, folder, loaded, pictures, size) for way in ways.all for size in sizes
+    ]
+    seconds = iter(medians_s([work for each in works for work in each]))
+    taken = [[next(seconds) for _ in each] for each in works]
+    found = []
+    for number, way in enumerate(ways.all):
+        of_way = slice(number * len(sizes), (number + 1) * len(sizes))
+        edge_s, *cloud_s = zip(*taken[of_way], strict=True)
+        rest = [rest_s(work) for work in works[of_way][0]]
+        found.append(
+            Candidate(
+                name=way.name,
+                kind=LOCAL if way.is_edge else SPLIT if way.entry else PICTURE,
+                variant=way.variant.name,
+                cut=way.entry.cut if way.entry else None,
+                codec=None if way.is_edge else way.codec.name,
+                edge_s=Curve(sizes=sizes, values=edge_s),
+                sent_bytes=_sent(way, ways, pictures, sizes),
+                cloud_s=Curve(sizes=sizes, values=cloud_s[0]) if cloud_s else NOTHING,
+                answer_bytes=Curve(
+                    sizes=(1,), values=(float(FLOAT_BYTES * ways.manifest.output.elements),)
+                ),
+                edge_rest_s=rest[0],
+                cloud_rest_s=sum(rest[1:]),
+                accuracy=way.accuracy,
+            )
         )
+    return found
 
 
-def _cloud_s(way: Way, folder: Path, payload: bytes, count: int) -> float:
-    """Decoding and computing what was sent."""
-    return median_s(_answering(way, folder, payload, count))
-
-
-def _answering(way: Way, folder: Path, payload: bytes, count: int) -> Callable[[], Any]:
-    file = way.entry.cloud if way.entry else way.variant.whole
-    session = sessions.load(read_model(folder, file), file.file)
-    return lambda: session(way.codec.decode(payload, count))
-
-
-def _edge_rest_s(way: Way, by: Preprocessing, picture: Pixels) -> float:
-    return rest_s(lambda: way.prepare(picture, by))
-
-
-def _cloud_rest_s(way: Way, folder: Path, ways: Ways, picture: Pixels) -> float:
-    payload = way.prepare(picture, ways.preprocessing)
+def _works(
+    way: Way,
+    ways: Ways,
+    folder: Path,
+    loaded: dict[str, sessions.Session],
+    pictures: Pixels,
+    count: int,
+) -> list[Callable[[], Any]]:
+    """What the edge does with so many pictures, and what the cloud does with what is sent."""
+    by, pixels = ways.preprocessing, np.resize(pictures, (count, *pictures.shape[1:]))
+    on_edge = partial(way.prepare, pixels, by)
+    if way.is_edge:
+        return [on_edge]
+    payload = on_edge()
     assert isinstance(payload, bytes)
-    return rest_s(_answering(way, folder, payload, 1))
+    file = way.entry.cloud if way.entry else way.variant.whole
+    if file.file not in loaded:
+        loaded[file.file] = sessions.load(read_model(folder, file), file.file)
+    session = loaded[file.file]
+    return [on_edge, lambda: session(way.codec.decode(payload, count))]
+
+
+def _sent(way: Way, ways: Ways, pictures: Pixels, sizes: Sequence[int]) -> Curve:
+    if way.is_edge:
+        return NOTHING
+    batches = [np.resize(pictures, (size, *pictures.shape[1:])) for size in sizes]
+    values = tuple(float(len(way.encoded(batch, ways.preprocessing))) for batch in batches)
+    return Curve(sizes=tuple(sizes), values=values)

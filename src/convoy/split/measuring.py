@@ -31,7 +31,7 @@ PATIENCE_S = 60.0
 """A way may be slow: it is measured, not replaced."""
 WARM_PART = 0.25
 """Of the time, at the beginning, that does not count."""
-LEAST_BATCHES = 4
+LEAST_BATCHES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +131,12 @@ async def _run(options: argparse.Namespace) -> None:
             connect_s=PATIENCE_S,
             linger_s=PATIENCE_S,
             threads=options.threads,
+            fallback=False,
         )
         async with AsyncClient(options.folder, options.server, settings) as client:
             measured = await measure(client, pictures, options.mode, options.seconds)
+            if client.summary.errors:
+                raise SystemExit(f"{way} failed: {'; '.join(client.notices) or 'no word'}")
         sys.stdout.write(json.dumps(vars(measured)) + "\n")
         sys.stdout.flush()
 

@@ -30,6 +30,8 @@ from convoy.split.costs import (
     rank,
 )
 
+PERIOD_S, REFILLED_S = 0.01, 0.0005
+"""Of a quota as `convoy lab` sets it, and what a new turn takes to fill caches (`rest_s`)."""
 BANDWIDTHS = tuple(10 ** (6 + step / 20) for step in range(61))
 """From 1 Mbit/s to 1 Gbit/s, twenty to a factor of ten."""
 
@@ -45,8 +47,15 @@ class Place:
 
     @property
     def factor(self) -> float:
-        """By which times of one thread on this machine are to be multiplied."""
-        return 1 / (min(1.0, self.cores) * self.speed)
+        """By which times of one thread on this machine are to be multiplied.
+
+        A part of a core is a quota: so much of each period, of which the beginning goes into
+        filling caches again.
+        """
+        if self.cores >= 1:
+            return 1 / self.speed
+        worked_s = self.cores * PERIOD_S
+        return PERIOD_S / max(worked_s - REFILLED_S, worked_s / 2) / self.speed
 
 
 def place(text: str, option: str, cluster: Cluster | None) -> Place:

@@ -555,19 +555,6 @@ def test_one_model_that_fails_costs_its_own_ways_only(
     assert client.ways.named("relu/float32").refused_until > 0
 
 
-def test_nothing_is_sent_to_measure_a_link_that_nothing_depends_on(exported: Path) -> None:
-    cloud = PlayedCloud(exported)
-
-    async def run(**options: Any) -> AsyncClient:
-        async with cloud.up() as server, AsyncClient(exported, server, **options) as client:
-            await asyncio.sleep(0.3)
-            _ = [result async for result in client.stream(toy.pictures(1))]
-            return client
-
-    assert in_loop(lambda: run(way="picture/uint8", **PATIENT)).summary.probe_bytes == 0
-    assert in_loop(lambda: run(**PATIENT)).summary.probe_bytes > 0
-
-
 def test_a_client_without_images_stops_measuring(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -605,6 +592,41 @@ def test_bytes_are_those_of_the_batches_that_are_sent(exported: Path, tmp_path: 
     for _ in range(30):
         payload = zstd.prepare(toy.pictures(10), by)
     assert zstd.sent_bytes(10) == pytest.approx(len(payload), rel=0.05)
+
+
+def test_no_queue_is_filled_before_the_link_is_known(exported: Path) -> None:
+    cloud = PlayedCloud(exported, serial_s=0.02)
+
+    async def run() -> int:
+        async with cloud.up() as server, AsyncClient(exported, server, **PATIENT) as client:
+            assert client.cloud is not None
+            way = client.ways.named("picture/uint8")
+            client.cloud.meter.bandwidth_bytes_s = None
+            client.chooser.choose = lambda now: way  # type: ignore[method-assign]
+            client.cloud.meter.note = lambda *a: None  # type: ignore[method-assign,assign]
+            client.cloud.meter.note_probe = lambda *a: None  # type: ignore[method-assign,assign]
+            most = 0
+            async for _ in client.stream(toy.pictures(10)):
+                most = max(most, len(client._away))
+            return most
+
+    assert in_loop(run) <= 1
+
+
+def test_results_come_while_others_are_computed(exported: Path) -> None:
+    """Though the edge computes each on the loop, and the source never lets it wait."""
+    computed: list[int] = []
+
+    async def run() -> list[int]:
+        async with AsyncClient(exported, None) as client:
+            edge = client.ways.edge
+            prepare = edge.prepare
+            edge.timed = Curve(sizes=(1,), values=(1e-4,))
+            edge.prepare = lambda *a: computed.append(1) or prepare(*a)  # type: ignore[method-assign,func-returns-value]
+            results = client.stream(list(toy.pictures(60)))
+            return [len(computed) - result.index async for result in results]
+
+    assert max(in_loop(run)) < 10
 
 
 def with_server(exported: Path, cloud: PlayedCloud, **options: Any) -> Any:

@@ -40,7 +40,7 @@ AHEAD = 4
 AT_ONCE_S = 3e-4
 """What takes the edge less is done on the loop: a thread would take longer to be woken."""
 ALONE_S = 3e-3
-"""So is what takes less than this while nothing is under way, whose answer would have to wait."""
+"""So is what takes less than this while nothing is away, whose answer would have to wait."""
 NOTICES = 100
 CLOSED = "the client is closed: open another one"
 
@@ -181,7 +181,7 @@ class AsyncClient:
             way = self.chooser.choose(now)
             self._note_choice(way)
             ahead_s = sum(self._away.values()) + self._takes_s(way, self.options.batch_size)
-            is_known = way.server_image_s is not None
+            is_known = None not in (way.server_image_s, self.chooser.meter.bandwidth_bytes_s)
             is_soon = (is_known and ahead_s <= self.options.deadline_s / 2) or not self._away
             if way.is_edge or (is_soon and len(self._in_flight) < MOST_IN_FLIGHT):
                 return way
@@ -204,7 +204,8 @@ class AsyncClient:
             raise ServerError(CLOSED)
         loop, by = asyncio.get_running_loop(), self.ways.preprocessing
         takes_s = way.edge_s(len(batch.pixels), way.noted)
-        if takes_s < (AT_ONCE_S if self._in_flight else ALONE_S):
+        if takes_s < (AT_ONCE_S if self._away else ALONE_S):
+            await asyncio.sleep(0)  # what came before goes on its way first
             return way.prepare(batch.pixels, by)
         return await loop.run_in_executor(self._edge, way.prepare, batch.pixels, by)
 

@@ -250,10 +250,8 @@ class Cloud:
     async def _watch_link(self) -> None:
         """Measure the link by itself where what is sent tells nothing of it.
 
-        Not where nothing depends on it: nobody has anything to send, or all of it goes one way.
+        Not while nobody has anything to send.
         """
-        if self._transport.options.way is not None:
-            return
         while True:
             now, known = time.perf_counter(), self.meter.bandwidth_bytes_s
             is_due = now > self.meter.measured + self._stale_s and now < self.wanted + IN_USE_S

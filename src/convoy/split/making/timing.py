@@ -20,6 +20,7 @@ from convoy.split.sessions import Session
 LEAST_RUNS, MOST_RUNS = 3, 50
 ENOUGH_S = 0.2
 """Of runs, beyond the least number of them."""
+ROUNDS = 5
 PAUSE_S = 0.002
 OTHER_BYTES = 1 << 22
 """What other work is taken to use of the caches meanwhile."""
@@ -36,7 +37,12 @@ class CodecTimes:
     sent_bytes: Curve
 
 
-def median_s(work: Callable[[], Any], *, before: Callable[[], Any] = lambda: None) -> float:
+def median_s(
+    work: Callable[[], Any],
+    *,
+    before: Callable[[], Any] = lambda: None,
+    enough_s: float = ENOUGH_S,
+) -> float:
     """Seconds of one of several runs, after one that does not count; without `before` each."""
     work()
     times: list[float] = []
@@ -48,9 +54,15 @@ def median_s(work: Callable[[], Any], *, before: Callable[[], Any] = lambda: Non
         now = time.perf_counter()
         times.append(now - start)
         spent = now - begun
-        if spent > (ENOUGH_S if len(times) >= LEAST_RUNS else PATIENCE_S):
+        if spent > (enough_s if len(times) >= LEAST_RUNS else PATIENCE_S):
             break
     return statistics.median(times)
+
+
+def medians_s(works: Sequence[Callable[[], Any]]) -> list[float]:
+    """Of each, in turns: whatever else the machine does meanwhile, it does to all of them."""
+    rounds = [[median_s(work, enough_s=ENOUGH_S / ROUNDS) for work in works] for _ in range(ROUNDS)]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
 def rest_s(work: Callable[[], Any]) -> float:
