@@ -54,6 +54,11 @@ def read(out: Path) -> tuple[list[list[Any]], dict[str, Any]]:
     return lines[:-1], lines[-1]
 
 
+def is_alone(where: str | None) -> bool:
+    """Whether the edge computed all of it: "edge", or "edge pool2:8"."""
+    return where is not None and where.partition(" ")[0] == "edge"
+
+
 def faults(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """One row: what became of the pictures."""
     out = folder / "stream.jsonl"
@@ -101,8 +106,8 @@ def faults(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             "longest gap, s": max(gaps),
             "longest latency, s": max(row[4] for row in rows),
             "outages noticed": summary["outages"],
-            "by the cloud": sum(row[3] != "edge" for row in rows),
-            "by the edge": sum(row[3] == "edge" for row in rows),
+            "by the cloud": sum(not is_alone(row[3]) for row in rows),
+            "by the edge": sum(is_alone(row[3]) for row in rows),
         }
     ]
 

@@ -16,11 +16,8 @@ from convoy.split.costs import (
     Link,
     Wish,
     choices,
-    choose,
     cost,
-    latency_s,
     rank,
-    throughput,
 )
 
 LINK = Link(
@@ -65,30 +62,30 @@ def test_one_batch_takes_the_sum() -> None:
     found = cost(candidate(answer_bytes=per_image(10.0)), LINK, 10)
     assert found.transfer_s == pytest.approx(0.04 + 0.0001 + 0.02 + 0.002)
     assert found.latency_s == pytest.approx(0.01 + 0.0621 + 0.005)
-    assert latency_s(candidate(), LINK, 10) == pytest.approx(0.01 + 0.062 + 0.005)
+    assert cost(candidate(), LINK, 10).latency_s == pytest.approx(0.01 + 0.062 + 0.005)
     assert found.synchronous_images_per_s == pytest.approx(10 / 0.0771)
 
 
 def test_batches_one_after_another_take_the_slowest_part() -> None:
-    assert throughput(candidate(), LINK, 10) == pytest.approx(10 / 0.04)
+    assert cost(candidate(), LINK, 10).images_per_s == pytest.approx(10 / 0.04)
     assert cost(candidate(), LINK, 10).bottleneck == "link"
     slow_edge = candidate(edge_s=per_image(0.1))
-    assert throughput(slow_edge, LINK, 10) == pytest.approx(10 / 1.001)
-    assert throughput(slow_edge, LINK, 10, synchronous=True) == pytest.approx(10 / 1.067)
+    assert cost(slow_edge, LINK, 10).images_per_s == pytest.approx(10 / 1.001)
+    assert cost(slow_edge, LINK, 10).synchronous_images_per_s == pytest.approx(10 / 1.067)
     slow_cloud = candidate(cloud_s=per_image(0.1))
-    assert throughput(slow_cloud, LINK, 10) == pytest.approx(10 / 1.0015)
+    assert cost(slow_cloud, LINK, 10).images_per_s == pytest.approx(10 / 1.0015)
 
 
 def test_who_waits_is_slow_at_first() -> None:
     rested = candidate(edge_rest_s=0.003, cloud_rest_s=0.004)
-    assert latency_s(rested, LINK, 10) == pytest.approx(0.01 + 0.062 + 0.005 + 0.007)
-    assert throughput(rested, LINK, 10) == throughput(candidate(), LINK, 10)
+    assert cost(rested, LINK, 10).latency_s == pytest.approx(0.01 + 0.062 + 0.005 + 0.007)
+    assert cost(rested, LINK, 10).images_per_s == cost(candidate(), LINK, 10).images_per_s
 
 
 def test_what_stays_here_needs_no_link() -> None:
     slow = Link(bandwidth_bit_s=1.0, latency_s=100.0)
-    assert latency_s(LOCAL, slow, 10) == pytest.approx(0.1)
-    assert throughput(LOCAL, slow, 10) == pytest.approx(100)
+    assert cost(LOCAL, slow, 10).latency_s == pytest.approx(0.1)
+    assert cost(LOCAL, slow, 10).images_per_s == pytest.approx(100)
     assert cost(LOCAL, slow, 10).sent_bytes == 0
 
 
@@ -118,9 +115,10 @@ def test_what_is_too_inaccurate_is_not_chosen() -> None:
     assert [(c.name, reason) for c, reason in found.refused] == [
         ("worse", "1.5 points less accurate than the full network")
     ]
-    assert choose([worse, good], LINK, Wish(accuracy=0.80, accuracy_within=2)) is worse
-    with pytest.raises(UsageError, match=r"nothing will do \(worse: 1.5 points less accurate"):
-        choose([worse], LINK, wish)
+    within_2 = Wish(accuracy=0.80, accuracy_within=2)
+    assert rank([worse, good], LINK, within_2).best[0] is worse
+    said = rank([worse], LINK, wish).nothing()
+    assert said.startswith("nothing will do (worse: 1.5 points less accurate")
 
 
 def test_what_is_too_late_or_too_slow_is_not_chosen() -> None:

@@ -182,17 +182,6 @@ def cost(candidate: Candidate, link: Link, count: int) -> Cost:
     )
 
 
-def latency_s(candidate: Candidate, link: Link, count: int) -> float:
-    """Seconds from a batch of images to its answer, with nothing else going on."""
-    return cost(candidate, link, count).latency_s
-
-
-def throughput(candidate: Candidate, link: Link, count: int, *, synchronous: bool = False) -> float:
-    """Images per second, in batches of `count`, pipelined or one batch after the other."""
-    found = cost(candidate, link, count)
-    return found.synchronous_images_per_s if synchronous else found.images_per_s
-
-
 OBJECTIVES = ("latency", "throughput", "bytes", "privacy")
 
 
@@ -282,18 +271,6 @@ def rank(candidates: Iterable[Candidate], link: Link, wish: Wish) -> Ranking:
         best=tuple(candidate for candidate, reason in judged if reason is None),
         refused=tuple((candidate, reason) for candidate, reason in judged if reason is not None),
     )
-
-
-def choose(candidates: Sequence[Candidate], link: Link, wish: Wish) -> Candidate:
-    """The best of those that will do.
-
-    Raises:
-        UsageError: none does.
-    """
-    found = rank(candidates, link, wish)
-    if not found.best:
-        raise UsageError(found.nothing())
-    return found.best[0]
 
 
 def choices(

@@ -210,10 +210,11 @@ class SplitPlan:
 
     def verdict(self) -> str:
         """The choice in words, beside what else one would think of."""
-        found_ways = self.ranking
-        best = found_ways.best
+        ranking = self.ranking
+        best = ranking.best
         if not best:
-            return f"{found_ways.nothing()[0].upper()}{found_ways.nothing()[1:]}."
+            said = ranking.nothing()
+            return f"{said[0].upper()}{said[1:]}."
         chosen = best[0]
         found = self.cost(chosen)
         doing = {
@@ -226,8 +227,14 @@ class SplitPlan:
         else:
             figures += f", {found.latency_s * 1e3:,.1f} ms for one image"
         figures += f"; the {found.bottleneck} is the bottleneck."
-        said = [doing, figures, *self._beside(chosen, best), *self._waits(chosen), *self._changes()]
-        return " ".join(said)
+        parts = [
+            doing,
+            figures,
+            *self._beside(chosen, best),
+            *self._waits(chosen),
+            *self._changes(),
+        ]
+        return " ".join(parts)
 
     def _waits(self, chosen: Candidate) -> list[str]:
         """What the edge client has to be told where answers take longer than it waits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import socket
 import subprocess
@@ -259,6 +260,14 @@ def test_several_folders(exported: Path, tmp_path: Path) -> None:
     with (
         pytest.raises(ManifestError, match="both have version 2 of the model 'full'.*not the same"),
         running(exported, folders=(exported, newer)),
+    ):
+        pass
+    manifest = json.loads((same / "manifest.json").read_text())
+    manifest["variants"][0]["cuts"][0]["high"][0] += 1.0  # the same file, and other ranges
+    (same / "manifest.json").write_text(json.dumps(manifest))
+    with (
+        pytest.raises(ManifestError, match="both have version 1 of the model 'pool2'"),
+        running(exported, folders=(exported, same)),
     ):
         pass
 

@@ -76,22 +76,19 @@ class Chooser:
         self._held_s = FIRST_HELD_S if is_steady else min(2 * self._held_s, LONGEST_HELD_S)
         return self._take(best, now)
 
-    def cost(self, way: Way, now: float, count: int | None = None) -> Cost:
-        """What a batch is foreseen to take that goes this way."""
-        count = count or self.options.batch_size
-        return cost(self._candidate(way, now, count), self.meter.link(), count)
+    def foreseen(self, way: Way, now: float, count: int | None = None) -> tuple[Candidate, Cost]:
+        """The way as it is now, and what a batch of `count` images that goes it takes."""
+        count = count or self.wish.count
+        candidate = self._candidate(way, now, count)
+        return candidate, cost(candidate, self.meter.link(), count)
 
     def _costs(self, ways: Sequence[Way], now: float) -> dict[Way, float]:
         """What is to be least, of those ways that will do; of the fastest, where none keeps up."""
-        found = {}
-        for way in ways:
-            candidate = self._candidate(way, now, self.wish.count)
-            seen = cost(candidate, self.meter.link(), self.wish.count)
-            if not self.wish.is_late(candidate, seen):
-                found[way] = (candidate, seen)
-        good = {way: pair for way, pair in found.items() if self.wish.keeps_up(pair[1])}
+        all_ways = {way: self.foreseen(way, now) for way in ways}
+        in_time = {way: pair for way, pair in all_ways.items() if not self.wish.is_late(*pair)}
+        good = {way: pair for way, pair in in_time.items() if self.wish.keeps_up(pair[1])}
         if not good:
-            return {way: 1 / seen.images_per_s for way, (_, seen) in found.items()}
+            return {way: 1 / found.images_per_s for way, (_, found) in in_time.items()}
         return {way: self.wish.measure(*pair) for way, pair in good.items()}
 
     def _candidate(self, way: Way, now: float, count: int) -> Candidate:

@@ -21,7 +21,9 @@ LEAST_RUNS, MOST_RUNS = 3, 50
 ENOUGH_S = 0.2
 """Of runs, beyond the least number of them."""
 ROUNDS = 5
+"""Of turns."""
 PAUSE_S = 0.002
+"""Long enough for a processor to rest, as it does while it waits for an answer."""
 OTHER_BYTES = 1 << 22
 """What other work is taken to use of the caches meanwhile."""
 PATIENCE_S = 2.0
@@ -43,7 +45,12 @@ def median_s(
     before: Callable[[], Any] = lambda: None,
     enough_s: float = ENOUGH_S,
 ) -> float:
-    """Seconds of one of several runs, after one that does not count; without `before` each."""
+    """Seconds of one of several runs, after one that does not count.
+
+    Args:
+        before: comes before each run, and does not count either.
+        enough_s: of runs, beyond the least number of them.
+    """
     work()
     times: list[float] = []
     begun = time.perf_counter()

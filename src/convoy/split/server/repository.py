@@ -30,6 +30,8 @@ class Model:
     output: TensorSpec
     codecs: Mapping[str, Codec]
     """What its input may travel as."""
+    read_by: object
+    """What codecs depend on besides: ranges of channels, or how pictures are normalised."""
     session: sessions.Session
 
     @property
@@ -88,7 +90,7 @@ def load(*folders: Path, threads: int = 1) -> Repository:
 
     Raises:
         ManifestError: a file is missing, altered, or not what the manifest says; or two folders
-            have different models of one name and version.
+            have different models of one name and version, or the same with other ranges.
     """
     models: dict[str, dict[int, Model]] = {}
     whence: dict[tuple[str, int], Path] = {}
@@ -96,7 +98,7 @@ def load(*folders: Path, threads: int = 1) -> Repository:
         for model in _models_of(folder, threads):
             key = model.name, model.version
             known = models.setdefault(model.name, {}).setdefault(model.version, model)
-            if known.sha256 != model.sha256:
+            if (known.sha256, known.read_by) != (model.sha256, model.read_by):
                 raise ManifestError(
                     f"{whence[key]} and {folder} both have version {model.version} of the model "
                     f"{model.name!r}, and it is not the same. Export one of them as another "
@@ -132,6 +134,7 @@ def _whole(folder: Path, manifest: Manifest, variant: Variant, threads: int) -> 
             input=manifest.input,
             output=manifest.output,
             codecs=codecs,
+            read_by=by,
             session=_session(folder, variant.whole, threads),
         )
     )
@@ -147,6 +150,7 @@ def _half(folder: Path, manifest: Manifest, entry: CutEntry, threads: int) -> Mo
             input=entry.features,
             output=manifest.output,
             codecs={n: feature_codec(n, shape=shape, low=low, high=high) for n in FEATURE_CODECS},
+            read_by=(low, high),
             session=_session(folder, entry.cloud, threads),
         )
     )
