@@ -130,6 +130,8 @@ def test_what_is_too_late_or_too_slow_is_not_chosen() -> None:
     slow = Wish(objective="bytes", count=10, images_per_s=150)
     assert [c.name for c in rank([way, LOCAL], LINK, slow).best] == ["pool2"]
     assert rank([LOCAL], LINK, slow).refused[0][1] == "100 images/s, of 150"
+    fast = Wish(count=10, images_per_s=20_000)
+    assert rank([LOCAL], LINK, fast).refused[0][1] == "100 images/s, of 20,000"
     with pytest.raises(UsageError, match="a deadline of 0 s: expected more"):
         Wish(deadline_s=0)
     with pytest.raises(UsageError, match="expected a rate to keep up with"):

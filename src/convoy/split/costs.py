@@ -182,6 +182,11 @@ def cost(candidate: Candidate, link: Link, count: int) -> Cost:
     )
 
 
+def format_rate(images_per_s: float) -> str:
+    """Images per second as people read them."""
+    return f"{images_per_s:,.0f}" if images_per_s >= 10 else f"{images_per_s:.2g}"
+
+
 OBJECTIVES = ("latency", "throughput", "bytes", "privacy")
 
 
@@ -232,7 +237,8 @@ class Wish:
         if self.is_late(candidate, found):
             return f"{found.latency_s:.2g} s until the answer, of a deadline of {self.deadline_s:g}"
         if not self.keeps_up(found):
-            return f"{found.images_per_s:.3g} images/s, of {self.images_per_s:g}"
+            wanted = format_rate(self.images_per_s)
+            return f"{format_rate(found.images_per_s)} images/s, of {wanted}"
         return None
 
     def is_late(self, candidate: Candidate, found: Cost) -> bool:

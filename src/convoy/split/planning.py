@@ -27,6 +27,7 @@ from convoy.split.costs import (
     Wish,
     choices,
     cost,
+    format_rate,
     rank,
 )
 
@@ -221,7 +222,7 @@ class SplitPlan:
             LOCAL: "Compute all on the edge.",
             PICTURE: f"Compute all in the cloud: {chosen.name}.",
         }.get(chosen.kind, f"Cut: {chosen.name}.")
-        figures = f"{_rate(found.images_per_s)} images/s one batch after another"
+        figures = f"{format_rate(found.images_per_s)} images/s one batch after another"
         if self.wish.count > 1:
             figures += f", {found.latency_s * 1e3:,.1f} ms for a batch of {self.wish.count}"
         else:
@@ -262,7 +263,7 @@ class SplitPlan:
     def _against(self, other: Candidate) -> str:
         found = self.cost(other)
         if self.wish.objective == "throughput":
-            return f"gives {_rate(found.images_per_s)} images/s"
+            return f"gives {format_rate(found.images_per_s)} images/s"
         if self.wish.objective == "latency":
             return f"takes {found.latency_s * 1e3:,.1f} ms"
         return f"sends {found.sent_bytes / self.wish.count:,.0f} bytes an image"
@@ -283,10 +284,6 @@ class SplitPlan:
         parts += [f"from there {name}" if n == 0 else f"from {_about(at)} {name}"
                   for n, (at, name) in enumerate(changes)]  # fmt: skip
         return [f"Over other links: {', '.join(parts)}.{below}"]
-
-
-def _rate(images_per_s: float) -> str:
-    return f"{images_per_s:,.0f}" if images_per_s >= 10 else f"{images_per_s:.2g}"
 
 
 def _rounded_up(seconds: float) -> float:
