@@ -363,6 +363,11 @@ def test_both_versions_of_control_groups(tmp_path: Path) -> None:
     assert (tmp_path / "cpu.max").read_text() == "max 10000"
     assert cgroup.cores(tmp_path) == math.inf
     (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu.cfs_burst_us").touch()
+    cgroup.set_cores(tmp_path, 1.5)
+    assert (tmp_path / "cpu.cfs_burst_us").read_text() == "5000"
+    cgroup.set_cores(tmp_path, 0.25)
+    assert (tmp_path / "cpu.cfs_burst_us").read_text() == "0"
     cgroup.set_cores(tmp_path, 1.5)
     assert (tmp_path / "cpu.cfs_quota_us").read_text() == "15000"
     assert cgroup.cores(tmp_path) == 1.5

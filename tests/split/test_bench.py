@@ -166,4 +166,4 @@ def test_settings_of_one_lab_are_together() -> None:
 
 def test_a_way_that_is_not_there_is_named_before_anything_is_built(exported: Path) -> None:
     with pytest.raises(UnknownNameError, match="unknown way 'pool9/uint8'"):
-        bench.foreseen_beside(exported, toy.pictures(2), [SETTING], ["pool9/uint8"])
+        bench.ways_of(exported, ["pool9/uint8"])

@@ -29,9 +29,12 @@ from convoy.errors import LabError
 pyroute2.config.disable_mp_signal = True
 
 SUBNET = "10.77.0"
-BURST_BYTES = 64 * 1024
+BURST_BYTES = 16 * 1024
+"""What a link that has rested lets pass at once: little, since real links let nothing."""
 QUEUE_S = 0.05
 """How long bytes may wait on a link before it drops them."""
+QUEUE_BYTES = 64 * 1024
+"""There is room for so many at least: a kernel hands over as much in one piece."""
 MTU = 1500
 
 
@@ -171,7 +174,7 @@ def _limit(inside: NetNS, interface: str, bandwidth_bit_s: float) -> None:
             parent=0xFFFFFFFF,
             rate=rate,
             burst=burst,
-            limit=int(rate * QUEUE_S) + burst,
+            limit=max(int(rate * QUEUE_S), QUEUE_BYTES) + burst,
         )
     except NetlinkError as error:
         raise LabError(

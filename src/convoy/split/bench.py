@@ -3,10 +3,13 @@
     edge (a part of a core) ══ link ══ cloud (a core)
 
 The lab is built once for each number of the edge's cores; its link changes between measurements.
+What the plan foresees is made of times on this machine, taken of each way right before and right
+after it is gone: a machine that others use too is not as fast at one moment as at another.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import select
 import subprocess
@@ -14,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,11 @@ import numpy as np
 from convoy.cluster import Cluster, format_bandwidth, parse_cluster
 from convoy.errors import LabError, ServerError, UnknownNameError
 from convoy.lab import Lab, emulated
-from convoy.split.costs import Candidate, Link, Wish, cost
+from convoy.split.client.options import Options
+from convoy.split.client.ways import open_ways
+from convoy.split.costs import Candidate, Curve, Link, Wish, cost
 from convoy.split.foreseen import candidates_of_folder
+from convoy.split.making.timing import QUICK
 from convoy.split.measuring import MODES
 from convoy.split.pictures import Pixels
 from convoy.split.planning import Place, at_places, between_places
@@ -34,8 +40,7 @@ LATENCY_S = 5e-5
 """Of an emulated link, one way."""
 OBJECTIVE = {"pipelined": "throughput", "synchronous": "latency"}
 """What the plan is asked for: one batch after the other is as fast as each is through."""
-Foreseen = dict[int, dict[str, Candidate]]
-"""By batch size and way."""
+EVERY = Options(accuracy_within=100.0)
 ANSWER_S = 60.0
 
 
@@ -83,7 +88,6 @@ def bench(
     pictures: Pixels,
     settings: Sequence[Setting],
     ways: Sequence[str],
-    foreseen: Foreseen,
     *,
     seconds: float,
     name: str,
@@ -94,7 +98,6 @@ def bench(
     Args:
         folder: what `convoy split export` made.
         pictures: uint8 [n, height, width, channels]: real ones, since codecs depend on them.
-        foreseen: what the plan is made of, see `foreseen_beside`.
         seconds: of each measurement.
         name: the lab's.
         watch: is told each row as it comes.
@@ -110,27 +113,49 @@ def bench(
             of_lab = [setting for setting in settings if setting.edge_cpus == cpus]
             first = world(cpus, of_lab[0].bandwidth_bit_s)
             with emulated(first, name, ray=False) as lab, served(lab, folder) as server:
-                for setting in of_lab:
+                for setting, way in itertools.product(of_lab, ways):
                     lab.set_bandwidth(EDGE, CLOUD, setting.bandwidth_bit_s)
-                    for row in _measured(lab, folder, file, server, setting, ways, seconds):
-                        row |= _beside(foreseen[setting.batch_size][row["way"]], setting)
-                        rows.append(row)
-                        watch(setting, row)
+                    before = _timed(folder, pictures, setting, way)
+                    row = _measured(lab, folder, file, server, setting, way, seconds)
+                    after = _timed(folder, pictures, setting, way)
+                    row |= _beside(_between(before, after), setting)
+                    rows.append(row)
+                    watch(setting, row)
     return rows
 
 
-def foreseen_beside(
-    folder: Path, pictures: Pixels, settings: Sequence[Setting], ways: Sequence[str] | None
-) -> Foreseen:
-    """What the plan foresees is made of: every way's times on this machine, by batch size."""
-    found: Foreseen = {}
-    for size in dict.fromkeys(setting.batch_size for setting in settings):
-        candidates = {c.name: c for c in candidates_of_folder(folder, pictures, size)}
-        for name in ways or ():
-            if name not in candidates:
-                raise UnknownNameError("way", name, candidates)
-        found[size] = candidates
+def _timed(folder: Path, pictures: Pixels, setting: Setting, way: str) -> Candidate:
+    (found,) = candidates_of_folder(folder, pictures, setting.batch_size, [way], QUICK)
     return found
+
+
+def _between(before: Candidate, after: Candidate) -> Candidate:
+    """A candidate whose times are the means of two."""
+
+    def mean(a: Curve, b: Curve) -> Curve:
+        values = tuple((x + y) / 2 for x, y in zip(a.values, b.values, strict=True))
+        return Curve(sizes=a.sizes, values=values)
+
+    return replace(
+        before,
+        edge_s=mean(before.edge_s, after.edge_s),
+        cloud_s=mean(before.cloud_s, after.cloud_s),
+        edge_rest_s=(before.edge_rest_s + after.edge_rest_s) / 2,
+        cloud_rest_s=(before.cloud_rest_s + after.cloud_rest_s) / 2,
+    )
+
+
+def ways_of(folder: Path, named: Sequence[str] | None = None) -> list[str]:
+    """Names of a folder's ways, or those that are named.
+
+    Raises:
+        UnknownNameError: it has no such way.
+    """
+    every = [way.name for way in open_ways(folder, EVERY, is_timed=False).all]
+    for name in named or ():
+        if name not in every:
+            raise UnknownNameError("way", name, every)
+    return list(named or every)
 
 
 def _beside(candidate: Candidate, setting: Setting) -> dict[str, float | None]:
@@ -230,29 +255,23 @@ def _measured(
     file: Path,
     server: str,
     setting: Setting,
-    ways: Sequence[str],
+    way: str,
     seconds: float,
-) -> Iterator[dict[str, Any]]:
-    """A row for each way, as it comes, out of one process on the edge."""
+) -> dict[str, Any]:
+    """A way's row, out of a process on the edge."""
     command = [sys.executable, "-m", "convoy.split.measuring", str(folder)]
-    command += ["--pictures", str(file), "--server", server]
-    command += [word for way in ways for word in ("--way", way)]
+    command += ["--pictures", str(file), "--server", server, "--way", way]
     command += ["--batch-size", str(setting.batch_size), "--mode", setting.mode]
     command += ["--seconds", str(seconds)]
     pipe = subprocess.PIPE
-    with tempfile.TemporaryFile("w+") as said:
-        process = lab.start(EDGE, command, stdout=pipe, stderr=said, text=True)
-        try:
-            for line in process.stdout or ():
-                about = {
-                    "bandwidth_bit_s": setting.bandwidth_bit_s,
-                    "edge_cpus": setting.edge_cpus,
-                }
-                yield about | json.loads(line)
-            if process.wait():
-                said.seek(0)
-                last = (said.read().strip().splitlines() or ["no word"])[-1]
-                raise LabError(f"measuring {setting} failed: {last}")
-        finally:
-            process.kill()
-            process.wait()
+    process = lab.start(EDGE, command, stdout=pipe, stderr=pipe, text=True)
+    try:
+        found, said = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        last = (said.strip().splitlines() or ["no word"])[-1]
+        raise LabError(f"measuring {setting} failed: {last}")
+    about = {"bandwidth_bit_s": setting.bandwidth_bit_s, "edge_cpus": setting.edge_cpus}
+    return {**about, **json.loads(found)}

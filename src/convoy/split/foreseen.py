@@ -13,36 +13,45 @@ from convoy.split import sessions
 from convoy.split.client.options import Options
 from convoy.split.client.ways import Way, Ways, open_ways
 from convoy.split.costs import LOCAL, NOTHING, PICTURE, SPLIT, Candidate, Curve
-from convoy.split.making.timing import medians_s, rest_s, sizes_for
+from convoy.split.making.timing import THOROUGH, Care, medians_s, rest_s, sizes_for
 from convoy.split.manifest import read_model
 from convoy.split.pictures import Pixels
 
 FLOAT_BYTES = 4
 
 
-def candidates_of_folder(folder: Path, pictures: Pixels, batch_size: int) -> list[Candidate]:
+def candidates_of_folder(
+    folder: Path,
+    pictures: Pixels,
+    batch_size: int,
+    names: Sequence[str] | None = None,
+    care: Care = THOROUGH,
+) -> list[Candidate]:
     """Every way that `convoy split run` could go, by its name there.
 
     Args:
         folder: what `convoy split export` made.
         pictures: real ones, uint8 [n, height, width, channels].
+        batch_size: of which, and of one image, times are taken.
+        names: these ways only; all of them without it.
+        care: how long times are taken.
 
     Raises:
         ManifestError: the folder cannot be read.
     """
-    ways = open_ways(folder, Options(accuracy_within=100.0, batch_size=batch_size))
+    options = Options(accuracy_within=100.0, batch_size=batch_size)
+    ways = open_ways(folder, options, is_timed=False)
     sizes = sizes_for(batch_size)
     loaded: dict[str, sessions.Session] = {}
-    works = [
-        _works(way, ways, folder, loaded, pictures, size) for way in ways.all for size in sizes
-    ]
-    seconds = iter(medians_s([work for each in works for work in each]))
+    wanted = [way for way in ways.all if names is None or way.name in names]
+    works = [_works(way, ways, folder, loaded, pictures, size) for way in wanted for size in sizes]
+    seconds = iter(medians_s([work for each in works for work in each], care))
     taken = [[next(seconds) for _ in each] for each in works]
     found = []
-    for number, way in enumerate(ways.all):
+    for number, way in enumerate(wanted):
         of_way = slice(number * len(sizes), (number + 1) * len(sizes))
         edge_s, *cloud_s = zip(*taken[of_way], strict=True)
-        rest = [rest_s(work) for work in works[of_way][0]]
+        rest = [rest_s(work, care) for work in works[of_way][0]]
         found.append(
             Candidate(
                 name=way.name,

@@ -51,6 +51,32 @@ def test_the_bandwidth_is_found(mbit: int, depth: int, server_s: float) -> None:
     assert meter.rtt_s == pytest.approx(0.002, rel=0.05)
 
 
+@pytest.mark.parametrize("depth", [2, 4, 8])
+@pytest.mark.parametrize("mbit", [5, 100])
+def test_requests_that_travel_in_pieces_tell_the_bandwidth_together(depth: int, mbit: int) -> None:
+    """A link that all requests have equal parts of, in steps of a hundredth of a request."""
+    size, rtt_s, bytes_s = 300_000, 0.002, mbit * 125_000
+    meter = met(PlayedLink(bytes_s, rtt_s, 0.0))
+    left: dict[int, float] = {}
+    sent: dict[int, float] = {}
+    now, step_s = 1.0, size / 100 / bytes_s
+    seen = []
+    for number in range(40 * depth):
+        while len(left) >= depth:
+            now += step_s
+            for one in left:
+                left[one] -= step_s * bytes_s / len(left)
+            for one in [one for one, bytes_left in left.items() if bytes_left <= 0]:
+                del left[one]
+                meter.note(size, sent[one], now + rtt_s, 0.0, size * len(left))
+                seen.append(meter.bandwidth_bytes_s)
+        left[number], sent[number] = size + HEADERS_BYTES, now
+    known = [rate for rate in seen[2 * depth :] if rate is not None]
+    assert min(known) > 0.7 * bytes_s  # at first pieces are under way that do not count yet
+    assert max(known) < 1.1 * bytes_s
+    assert meter.bandwidth_bytes_s == pytest.approx(bytes_s, rel=0.1)
+
+
 def test_an_edge_that_is_the_slowest_does_not_make_the_link_seem_slow() -> None:
     link = PlayedLink(1_250_000, 0.002, 0.001)
     meter = met(link)

@@ -50,7 +50,7 @@ def bench(
     try:
         from convoy import lab
         from convoy.split.bench import bench as measured
-        from convoy.split.bench import foreseen_beside, judged, settings_of
+        from convoy.split.bench import judged, settings_of, ways_of
         from convoy.split.manifest import load, read_samples
         from convoy.split.measuring import MODES
     except ModuleNotFoundError as error:
@@ -72,16 +72,15 @@ def bench(
         _numbers(batch_size, "--batch-size", int),
         modes,
     )
+    ways = ways_of(folder, way)
     output = console(as_json=json)
     with stdout_for(as_json=json):
         output.print(f"{len(settings)} settings, {seconds:g} s for each way")
-        candidates = foreseen_beside(folder, samples, settings, way)
         rows = measured(
             folder,
             samples,
             settings,
-            way or list(candidates[settings[0].batch_size]),
-            candidates,
+            ways,
             seconds=seconds,
             name=f"b{os.getpid() % 10**6}",
             watch=lambda setting, row: output.print(

@@ -71,6 +71,7 @@ class Cloud:
         """It is not there."""
         self._transport, self._say = transport, say
         self._asked: set[Asked] = set()
+        self._under_way_bytes = 0
         """Requests that are under way."""
         self._probe_bytes = PROBE_BYTES[0]
         self._stale_s = STALE_S
@@ -173,6 +174,7 @@ class Cloud:
         sent, patience_s = time.perf_counter(), self._transport.options.deadline_s
         asked = self._transport.infer(message, patience_s)
         self._asked.add(asked)
+        self._under_way_bytes += len(payload)
         try:
             found = answer_of(await asked, count, width)
         except asyncio.CancelledError:
@@ -188,9 +190,10 @@ class Cloud:
             return self._avoid(way, str(error))
         finally:
             self._asked.discard(asked)
+            self._under_way_bytes -= len(payload)
         answered, computing_s = time.perf_counter(), found.computing_s
         if found.server_s:
-            self.meter.note(len(payload), sent, answered, found.server_s)
+            self.meter.note(len(payload), sent, answered, found.server_s, self._under_way_bytes)
         else:
             computing_s = self.meter.note_silent(len(payload), sent, answered)
         self.breaker.answered()

@@ -7,6 +7,10 @@ server's own seconds and half a round trip:
     sent ──▶ way of its bytes ──▶ arrived ── server_s ──▶ answer
              ▲ not before the one ahead has arrived
 
+Large requests do not wait for one another: HTTP/2 sends pieces of them in turns, so that the first
+arrives late and the others right after it. Only together do they tell what the link carries, and
+only when they are more than what is still under way, of which pieces have arrived too.
+
 A server that does not say its seconds is taken to have worked from then, or from the answer
 before, to the answer; what the link carries is for probes to find out.
 """
@@ -30,6 +34,8 @@ LEAST_S = 5e-5
 """Clocks and loops are no finer: a link that is faster than they can tell seems no faster."""
 NEW = 0.5
 """How much a new figure counts against those before, on a scale of ratios."""
+UNDER_WAY = 2
+"""How many times the bytes still under way have to have arrived for a figure."""
 RTT_S = 20.0
 """After so long of longer round trips only, the shortest is taken to be twice as long."""
 
@@ -53,8 +59,23 @@ class LinkMeter:
     _bytes: float = 0.0
     _seconds: float = 0.0
 
-    def note(self, payload_bytes: int, sent: float, answered: float, server_s: float) -> None:
-        """A request that was answered; call this in the order of the answers."""
+    def note(
+        self,
+        payload_bytes: int,
+        sent: float,
+        answered: float,
+        server_s: float,
+        under_way_bytes: int = 0,
+    ) -> None:
+        """A request that was answered; call this in the order of the answers.
+
+        Args:
+            payload_bytes: of the request.
+            sent: when, as `time.perf_counter` tells it.
+            answered: likewise.
+            server_s: how long the server had it.
+            under_way_bytes: of other requests that were sent and have not been answered.
+        """
         size = payload_bytes + HEADERS_BYTES
         away = max(answered - sent - server_s, LEAST_S)
         if size <= SMALL_BYTES or self.rtt_s is None:
@@ -62,13 +83,15 @@ class LinkMeter:
             self._round_trip(rtt, answered)
         rtt = min(self.rtt_s or 0.0, away)
         arrival = answered - server_s - rtt / 2
-        begin = max(sent + rtt / 2, self._arrived)
+        was_alone = self._arrived <= sent + rtt / 2
+        begin = sent + rtt / 2 if was_alone else self._arrived
         self._arrived = max(self._arrived, arrival)
-        if size <= SMALL_BYTES or arrival - begin < PLAIN * rtt:
+        if size <= SMALL_BYTES or (was_alone and arrival - begin < PLAIN * rtt):
             return
         self._bytes += size
-        self._seconds += max(arrival - begin, LEAST_S)
-        if self._bytes >= LEAST_BYTES:
+        self._seconds += max(arrival - begin, 0.0)
+        enough = max(LEAST_BYTES, UNDER_WAY * under_way_bytes)
+        if self._bytes >= enough and self._seconds >= max(PLAIN * rtt, LEAST_S):
             self._rate(self._bytes / self._seconds)
             self._bytes = self._seconds = 0.0
             self.measured = answered

@@ -206,8 +206,13 @@ class Ways:
                 way.sent = Curve(sizes=tuple(sizes), values=tuple(sent))
 
 
-def open_ways(folder: Path, options: Options) -> Ways:
+def open_ways(folder: Path, options: Options, *, is_timed: bool = True) -> Ways:
     """Load what an exported folder has for the edge.
+
+    Args:
+        folder: what `convoy split export` made.
+        options: which ways are wanted, and for what.
+        is_timed: find out what each takes here.
 
     Raises:
         ManifestError: it cannot be read, or files are not those it speaks of.
@@ -229,7 +234,8 @@ def open_ways(folder: Path, options: Options) -> Ways:
         least = whole - options.accuracy_within / 100
         ways.all = [w for w in ways.all if w.accuracy is not None and w.accuracy >= least - TINY]
     ways.load(folder, options.threads)
-    ways.time(options.batch_size, read_samples(folder, manifest))
+    if is_timed:
+        ways.time(options.batch_size, read_samples(folder, manifest))
     return ways
 
 

@@ -20,14 +20,27 @@ from convoy.split.sessions import Session
 LEAST_RUNS, MOST_RUNS = 3, 50
 ENOUGH_S = 0.2
 """Of runs, beyond the least number of them."""
-ROUNDS = 5
-"""Of turns."""
 PAUSE_S = 0.002
 """Long enough for a processor to rest, as it does while it waits for an answer."""
 OTHER_BYTES = 1 << 22
 """What other work is taken to use of the caches meanwhile."""
 PATIENCE_S = 2.0
 """After this long even fewer than the least number of runs will do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Care:
+    """How long times are taken."""
+
+    rounds: int = 5
+    """Of turns."""
+    enough_s: float = ENOUGH_S
+    """Of runs, all rounds together."""
+
+
+THOROUGH = Care()
+QUICK = Care(rounds=2, enough_s=0.08)
+"""Where times are taken again and again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +79,14 @@ def median_s(
     return statistics.median(times)
 
 
-def medians_s(works: Sequence[Callable[[], Any]]) -> list[float]:
+def medians_s(works: Sequence[Callable[[], Any]], care: Care = THOROUGH) -> list[float]:
     """Of each, in turns: whatever else the machine does meanwhile, it does to all of them."""
-    rounds = [[median_s(work, enough_s=ENOUGH_S / ROUNDS) for work in works] for _ in range(ROUNDS)]
+    enough_s = care.enough_s / care.rounds
+    rounds = [[median_s(work, enough_s=enough_s) for work in works] for _ in range(care.rounds)]
     return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
-def rest_s(work: Callable[[], Any]) -> float:
+def rest_s(work: Callable[[], Any], care: Care = THOROUGH) -> float:
     """What a run takes more after a pause: a processor that has waited is slow at first."""
     other = np.zeros(OTHER_BYTES, np.uint8)
 
@@ -80,7 +94,8 @@ def rest_s(work: Callable[[], Any]) -> float:
         other[::64] += 1
         time.sleep(PAUSE_S)
 
-    return max(0.0, median_s(work, before=pause) - median_s(work))
+    rested_s = median_s(work, before=pause, enough_s=care.enough_s)
+    return max(0.0, rested_s - median_s(work, enough_s=care.enough_s))
 
 
 def sizes_for(batch_size: int) -> tuple[int, ...]:
