@@ -30,7 +30,6 @@ from sklearn.datasets import load_sample_images
 
 from common import RESULTS, write
 from convoy.api.splitting import export_split
-from convoy.datasets import open_dataset
 from convoy.report.split_bench import draw_split_bench
 from convoy.split.bench import Setting, bench, judged, settings_of, ways_of
 from convoy.split.manifest import load, read_samples
@@ -44,7 +43,6 @@ LARGE = {
     "resnet18": ("resnet18", 112, ("stage1", "stage3")),
 }
 """Network, pixels and cuts, by what results are called."""
-CLASSES = 1000
 PHOTOGRAPHS = 60
 PICTURES = ("picture/float32", "picture/uint8", "picture/jpeg", "picture/mosaic")
 CODECS = ("float32", "uint8+zstd", "uint4+zstd")
@@ -146,13 +144,13 @@ def large(options: argparse.Namespace, folder: Path) -> None:
     """Networks for ImageNet, untrained."""
     for name, (network, pixels, cuts) in LARGE.items():
         run, out = folder / f"run-{name}", folder / f"exported-{name}"
+        pictures = folder / f"pictures-{name}"
+        photographs(pictures, pixels)
         command = [sys.executable, "-m", "convoy", "train", "--network", network]
-        command += ["--data", f"synthetic:3x{pixels}x{pixels}:{CLASSES}:40", "--steps", "1"]
+        command += ["--data", f"folder:{pictures}", "--steps", "1"]
         command += ["--batch-size", "4", "--lr", "0.0001", "--strategy", "single"]
         subprocess.run([*command, "--out", str(run)], check=True, stdout=subprocess.DEVNULL)
-        photographs(folder / f"pictures-{name}", pixels)
-        data = open_dataset(f"folder:{folder}/pictures-{name}", image_shape=(3, pixels, pixels))
-        export_split(run, list(cuts), out, dataset=data, accuracy=False, say=print)
+        export_split(run, list(cuts), out, accuracy=False, say=print)
         ways = ["edge", *PICTURES[:3]]
         ways += [f"{cut}/{codec}" for cut in cuts for codec in ("float32", "uint4+zstd")]
         measured(name, out, ways, OF_LARGE, options.seconds)

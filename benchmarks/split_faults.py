@@ -24,7 +24,7 @@ from typing import Any
 
 from common import write
 from convoy import lab
-from convoy.split.bench import CLOUD, EDGE, address_of, serve, world
+from convoy.split.bench import CLOUD, EDGE, Setting, address_of, measured, serve, world
 from convoy.split.client import Options
 from convoy.split.client.ways import open_ways
 
@@ -130,11 +130,12 @@ def link(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         fixed = {}
         for bandwidth in (FAST, SLOW):
             inside.set_bandwidth(EDGE, CLOUD, bandwidth)
+            setting = Setting(
+                bandwidth_bit_s=bandwidth, edge_cpus=1.0, batch_size=100, mode="pipelined"
+            )
             for way in options.way:
-                measured = folder / "way.jsonl"
-                arguments = [*batch[:-1], "60", "--seconds", "8", "--way", way]
-                stream(inside, options, measured, *arguments).wait()
-                fixed[bandwidth, way] = pace(read(measured)[0], 2.0, 8.0)
+                row = measured(inside, options.folder, options.pictures, address, setting, way, 4.0)
+                fixed[bandwidth, way] = row["images_per_s"]
         server.terminate()
         server.wait()
     for number, bandwidth in enumerate((FAST, SLOW, FAST)):

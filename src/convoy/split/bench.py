@@ -116,7 +116,7 @@ def bench(
                 for setting, way in itertools.product(of_lab, ways):
                     lab.set_bandwidth(EDGE, CLOUD, setting.bandwidth_bit_s)
                     before = _timed(folder, pictures, setting, way)
-                    row = _measured(lab, folder, file, server, setting, way, seconds)
+                    row = measured(lab, folder, file, server, setting, way, seconds)
                     after = _timed(folder, pictures, setting, way)
                     row |= _beside(_between(before, after), setting)
                     rows.append(row)
@@ -249,7 +249,7 @@ def address_of(process: subprocess.Popen[str]) -> str:
     return f"grpc://{json.loads(line)['grpc']}"
 
 
-def _measured(
+def measured(
     lab: Lab,
     folder: Path,
     file: Path,

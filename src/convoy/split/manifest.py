@@ -55,6 +55,10 @@ class TensorSpec:
         return math.prod(self.shape)
 
 
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How pictures become what the network takes: resized, by 255, less `mean`, over `std`."""
@@ -78,6 +82,11 @@ class Preprocessing:
     def channels(self) -> int:
         """1 or 3."""
         return len(self.mean)
+
+    @property
+    def digest(self) -> str:
+        """Of what pictures are decoded by."""
+        return _digest([self.height, self.width, self.mean, self.std])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +143,11 @@ class CutEntry:
             low > high for low, high in bounds
         ):
             raise ManifestError(f"cut {self.cut!r}: bounds that are no ranges")
+
+    @property
+    def digest(self) -> str:
+        """Of what features are decoded by."""
+        return _digest([self.low, self.high])
 
 
 @dataclass(frozen=True, kw_only=True)

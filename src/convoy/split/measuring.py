@@ -171,7 +171,7 @@ async def measure_way(
         async with AsyncClient(folder, server, options) as client:
             alone = await _gone(client, pictures, "synchronous", 0.0, FIRST_BATCHES)
         room_s = ROOM * float(np.median(alone.latencies_s))
-        options = replace(options, deadline_s=min(PATIENCE_S, max(DEADLINE_S, room_s)))
+        options = replace(options, deadline_s=min(PATIENCE_S, max(2 * DEADLINE_S, room_s)))
     async with AsyncClient(folder, server, options) as client:
         measured = await measure(client, pictures, mode, seconds)
         if client.summary.errors:

@@ -3,12 +3,14 @@
 A request has one input. Either it is the tensor that the model takes, float32 as any client sends
 it, or what a codec made of it:
 
-    datatype BYTES, shape [1], parameters {"codec": "uint4+zstd", "count": 100}
+    datatype BYTES, shape [1], parameters {"codec": "uint4+zstd", "count": 100, "read_by": "3f..."}
 
-The parameter `sha256` of the request, if it is there, is the file that the client takes the
-model for; a server that has another one refuses. Answers carry `server_s`, the seconds from a
-request's arrival to its answer, and `computing_s`, those of them that the server was at work for it
-alone. Servers that are not ours ignore the former and lack the latter.
+of which `read_by`, if it is there, is a digest of what the codec depends on besides: the ranges
+of channels, or how pictures are prepared. The parameter `sha256` of the request, if it is there, is
+the file that the client takes the model for. A server that has another one of either refuses.
+Answers carry `server_s`, the seconds from a request's arrival to its answer, and `computing_s`,
+those of them that the server was at work for it alone. Servers that are not ours ignore the former
+and lack the latter.
 
 Source: the KServe project's "Open Inference Protocol (V2)", and Triton's BYTES: an element is four
 bytes of length, little-endian, and as many bytes.
@@ -25,7 +27,7 @@ from tritonclient.grpc import service_pb2 as pb
 from convoy.errors import CodecError
 from convoy.split.codecs import FloatArray
 
-CODEC, COUNT, DIGEST = "codec", "count", "sha256"
+CODEC, COUNT, READ_BY, DIGEST = "codec", "count", "read_by", "sha256"
 SERVER_S, COMPUTING_S = "server_s", "computing_s"
 PLAIN = "float32"
 """The codec of a tensor that travels as any client would send it."""
@@ -39,6 +41,8 @@ class Address:
     version: int
     sha256: str
     input: str
+    read_by: str = ""
+    """A digest of what its codecs depend on; empty: not to be compared."""
 
 
 def request(
@@ -62,6 +66,8 @@ def request(
         tensor.shape.append(1)
         tensor.parameters[CODEC].string_param = codec
         tensor.parameters[COUNT].int64_param = shape[0]
+        if to.read_by:
+            tensor.parameters[READ_BY].string_param = to.read_by
         message.raw_input_contents.append(struct.pack("<I", len(payload)) + payload)
     return message
 

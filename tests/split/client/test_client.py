@@ -264,6 +264,25 @@ def test_a_server_that_is_not_ours_takes_float32_only(exported: Path, baffled: s
     assert "relu/uint4+zstd" not in said  # its accuracy keeps it away anyhow
 
 
+@pytest.mark.parametrize("baffled", BAFFLED)
+def test_a_way_that_such_a_server_does_not_take_is_an_error_at_the_start(
+    exported: Path, baffled: str
+) -> None:
+    status = grpc.StatusCode[baffled]
+    cloud = PlayedCloud(exported, takes=("float32",), baffled=status, says_times=False)
+
+    async def run(way: str) -> set[str | None]:
+        async with (
+            cloud.up() as server,
+            AsyncClient(exported, server, way=way, **PATIENT) as client,
+        ):
+            return {result.where async for result in client.stream(toy.pictures(5))}
+
+    with pytest.raises(ServerError, match="does not take picture/jpeg.*Ask for picture/float32"):
+        in_loop(lambda: run("picture/jpeg"))
+    assert in_loop(lambda: run("picture/float32")) == {"picture/float32"}
+
+
 def test_a_mishap_at_the_start_costs_a_server_of_ours_no_way(exported: Path) -> None:
     cloud = PlayedCloud(exported, takes=("float32",), baffled=grpc.StatusCode.INTERNAL)
 

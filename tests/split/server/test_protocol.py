@@ -7,6 +7,7 @@ import shutil
 import socket
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,34 @@ def test_encoded_features(
     assert 0 < found.computing_s <= server_s
     np.testing.assert_allclose(rows, expected(decoded, version, cut=True), rtol=1e-4, atol=1e-4)
     assert server_s > 0
+
+
+def test_features_of_other_ranges_are_refused(
+    served: Running, exported: Path, features: Any
+) -> None:
+    payload, _ = encoded_features("uint8", features)
+    entry = manifests.load(exported).variants[1].cuts[0]
+    to = Address(
+        model="pool2",
+        version=2,
+        sha256=entry.cloud.sha256,
+        input="features",
+        read_by=entry.digest,
+    )
+    infer(served.addresses.grpc, request(to, "uint8", payload, features.shape))
+    wider = replace(entry, high=tuple(high + 0.5 for high in entry.high))
+    other = request(replace(to, read_by=wider.digest), "uint8", payload, features.shape)
+    status, text = refused(lambda: infer(served.addresses.grpc, other))
+    assert status == "FAILED_PRECONDITION"
+    assert "read here by other ranges" in text
+    assert "Copy one exported folder to both sides" in text
+
+
+def test_pictures_that_are_prepared_otherwise_have_another_digest(exported: Path) -> None:
+    by = manifests.load(exported).preprocessing
+    assert by is not None
+    assert by.digest == replace(by).digest
+    assert by.digest != replace(by, mean=tuple(mean + 0.1 for mean in by.mean)).digest
 
 
 @pytest.mark.parametrize("name", FEATURE_CODECS)

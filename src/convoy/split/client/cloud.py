@@ -71,8 +71,8 @@ class Cloud:
         """It is not there."""
         self._transport, self._say = transport, say
         self._asked: set[Asked] = set()
-        self._under_way_bytes = 0
         """Requests that are under way."""
+        self._under_way_bytes = 0
         self._probe_bytes = PROBE_BYTES[0]
         self._stale_s = STALE_S
         self._tasks: set[asyncio.Task[None]] = set()
@@ -155,6 +155,13 @@ class Cloud:
             return
 
     def _drop(self, ways: Sequence[Way]) -> None:
+        asked_for = self._transport.options.way
+        if asked_for in [way.name for way in ways]:
+            raise ServerError(
+                f"{self._transport.target.address} does not take {asked_for}, and no other way is "
+                f"wanted: it is no server of Convoy's, and those take {PLAIN} only. Ask for "
+                f"{asked_for.rpartition('/')[0]}/{PLAIN}, or leave --way out"
+            )
         for way in ways:
             way.refused_until = math.inf
         if ways:

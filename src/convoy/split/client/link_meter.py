@@ -7,9 +7,9 @@ server's own seconds and half a round trip:
     sent ──▶ way of its bytes ──▶ arrived ── server_s ──▶ answer
              ▲ not before the one ahead has arrived
 
-Large requests do not wait for one another: HTTP/2 sends pieces of them in turns, so that the first
-arrives late and the others right after it. Only together do they tell what the link carries, and
-only when they are more than what is still under way, of which pieces have arrived too.
+Requests of more than a frame do not wait for one another: HTTP/2 sends frames of them in turns, so
+that the first arrives late and the others right after it. Only together do they tell what the link
+carries, and only when they are more than what is still under way, of which parts have arrived too.
 
 A server that does not say its seconds is taken to have worked from then, or from the answer
 before, to the answer; what the link carries is for probes to find out.
@@ -34,6 +34,8 @@ LEAST_S = 5e-5
 """Clocks and loops are no finer: a link that is faster than they can tell seems no faster."""
 NEW = 0.5
 """How much a new figure counts against those before, on a scale of ratios."""
+FRAME_BYTES = 16_384
+"""Of HTTP/2, as gRPC sends them: what is no larger travels whole."""
 UNDER_WAY = 2
 """How many times the bytes still under way have to have arrived for a figure."""
 RTT_S = 20.0
@@ -90,7 +92,8 @@ class LinkMeter:
             return
         self._bytes += size
         self._seconds += max(arrival - begin, 0.0)
-        enough = max(LEAST_BYTES, UNDER_WAY * under_way_bytes)
+        mixed = under_way_bytes if size > FRAME_BYTES else 0
+        enough = max(LEAST_BYTES, UNDER_WAY * mixed)
         if self._bytes >= enough and self._seconds >= max(PLAIN * rtt, LEAST_S):
             self._rate(self._bytes / self._seconds)
             self._bytes = self._seconds = 0.0

@@ -241,15 +241,16 @@ def open_ways(folder: Path, options: Options, *, is_timed: bool = True) -> Ways:
 
 def _ways_of(manifest: Manifest, variant: Variant) -> Iterator[Way]:
     alone = way_name(variant.name, None, None)
+    by = manifest.preprocessing
+    assert by is not None
     yield Way(name=alone, variant=variant, accuracy=variant.accuracy, here=variant.whole)
     address = Address(
         model=variant.model,
         version=variant.version,
         sha256=variant.whole.sha256,
         input=manifest.input.name,
+        read_by=by.digest,
     )
-    by = manifest.preprocessing
-    assert by is not None
     for facts in variant.codecs:
         plain = facts.name == PLAIN
         yield Way(
@@ -279,6 +280,7 @@ def _ways_of_cut(variant: Variant, entry: CutEntry) -> Iterator[Way]:
         version=entry.version,
         sha256=entry.cloud.sha256,
         input=entry.features.name,
+        read_by=entry.digest,
     )
     for facts in entry.codecs:
         yield Way(

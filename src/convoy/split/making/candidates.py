@@ -18,6 +18,7 @@ from convoy.split.making.measuring import (
 )
 from convoy.split.making.networks import SplitNetwork
 from convoy.split.making.timing import (
+    QUICK,
     CodecTimes,
     feature_times,
     picture_times,
@@ -26,6 +27,7 @@ from convoy.split.making.timing import (
     sizes_for,
 )
 from convoy.split.manifest import way_name
+from convoy.split.sessions import Session
 
 Say = Callable[[str], None]
 FLOAT_BYTES = 4
@@ -60,7 +62,7 @@ def candidates_of(network: SplitNetwork, trial: Trial, say: Say) -> Iterator[Can
     say(f"{network.name}: the whole")
     images = network.images(max(trial.sizes))
     whole = network.loaded(network.content, threads=1)
-    whole_s = session_times(whole, images, trial.sizes)
+    (whole_s,) = session_times([(whole, images)], trial.sizes)
     whole_rest_s = rest_s(lambda: whole(images[:1]))
     answer = _per_image(FLOAT_BYTES * network.graph.output.elements)
     plain = feature_codec("float32", shape=network.graph.input.shape)
@@ -97,7 +99,7 @@ def candidates_of(network: SplitNetwork, trial: Trial, say: Say) -> Iterator[Can
         checker.check_whole(network.reference)
     for cut in network.cuts:
         say(f"{network.name}: cut at {cut.name}")
-        yield from _at(network, cut, trial, checker, images, answer)
+        yield from _at(network, cut, trial, checker, images, answer, (whole, whole_s))
 
 
 def _at(
@@ -107,13 +109,21 @@ def _at(
     checker: Checker,
     images: FloatArray,
     answer: Curve,
+    whole: tuple[Session, Curve],
 ) -> Iterator[Candidate]:
+    """A cut's candidates.
+
+    Args:
+        whole: and what it took; it is timed again beside the halves, which are then what they would
+            have taken at that moment, since a machine is not as fast at one as at another.
+    """
     before, after = halves(network.graph, cut)
     edge, cloud = network.loaded(before, threads=1), network.loaded(after, threads=1)
     checker.check_halves(cut.name, edge, cloud)
     features = edge(images)
-    edge_s = session_times(edge, images, trial.sizes)
-    cloud_s = session_times(cloud, features, trial.sizes)
+    beside = [(edge, images), (cloud, features), (whole[0], images)]
+    edge_s, cloud_s, now_s = session_times(beside, trial.sizes, QUICK)
+    edge_s, cloud_s = (_as_then(curve, now_s, whole[1]) for curve in (edge_s, cloud_s))
     edge_rest_s = rest_s(lambda: edge(images[:1]))
     cloud_rest_s = rest_s(lambda: cloud(features[:1]))
     judging = network.loaded(before)
@@ -154,6 +164,12 @@ def _judges(network: SplitNetwork, trial: Trial) -> bool:
 def _accuracy(judged: Mapping[str, Tally], codec: str) -> float | None:
     tally = judged.get(codec)
     return tally.correct / tally.images if tally else None
+
+
+def _as_then(found: Curve, now: Curve, then: Curve) -> Curve:
+    """What was found while something else took `now`, had it taken `then`."""
+    triples = zip(found.values, now.values, then.values, strict=True)
+    return Curve(sizes=found.sizes, values=tuple(f * t / n for f, n, t in triples))
 
 
 def _sum(a: Curve, b: Curve) -> Curve:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -103,10 +104,20 @@ def sizes_for(batch_size: int) -> tuple[int, ...]:
     return (1, batch_size) if batch_size > 1 else (1,)
 
 
-def session_times(session: Session, images: FloatArray, sizes: Sequence[int]) -> Curve:
-    """Of a model by batch size; `images` are at least as many as the largest."""
-    values = tuple(median_s(lambda n=n: session(images[:n])) for n in sizes)  # type: ignore[misc]
-    return Curve(sizes=tuple(sizes), values=values)
+def session_times(
+    sessions: Sequence[tuple[Session, FloatArray]], sizes: Sequence[int], care: Care = THOROUGH
+) -> list[Curve]:
+    """Of models by batch size, in turns.
+
+    Args:
+        sessions: each with inputs for it, at least as many as the largest size.
+        sizes: of batches.
+        care: how long times are taken.
+    """
+    works = [partial(session, inputs[:size]) for session, inputs in sessions for size in sizes]
+    seconds = medians_s(works, care)
+    starts = range(0, len(works), len(sizes))
+    return [Curve(sizes=tuple(sizes), values=tuple(seconds[n : n + len(sizes)])) for n in starts]
 
 
 def feature_times(

@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
-from convoy.split.messages import CODEC, COMPUTING_S, COUNT, DIGEST, SERVER_S
+from convoy.split.messages import CODEC, COMPUTING_S, COUNT, DIGEST, READ_BY, SERVER_S
 from convoy.split.server.core import Answer, Core, Visit
 from convoy.split.server.refusals import RefusedError, Status, invalid
 from convoy.split.server.requests import Question, Tensor
@@ -160,6 +160,7 @@ def _tensor(tensor: Any, raw: bytes | None) -> Tensor:
         shape=tuple(tensor.shape[:16]),
         codec=_parameter(tensor.parameters, CODEC),
         count=_parameter(tensor.parameters, COUNT),
+        read_by=_parameter(tensor.parameters, READ_BY),
         raw=raw,
         numbers=numbers,
     )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from convoy.split.messages import CODEC, COMPUTING_S, COUNT, DIGEST, SERVER_S
+from convoy.split.messages import CODEC, COMPUTING_S, COUNT, DIGEST, READ_BY, SERVER_S
 from convoy.split.server.core import Answer
 from convoy.split.server.refusals import invalid, shown
 from convoy.split.server.requests import Question, Tensor
@@ -124,6 +124,7 @@ def _tensor(item: Mapping[str, Any], binary: memoryview) -> tuple[Tensor, int]:
         shape=tuple(shape),
         codec=parameters.get(CODEC),
         count=parameters.get(COUNT),
+        read_by=parameters.get(READ_BY),
         raw=raw,
         numbers=numbers,
     )

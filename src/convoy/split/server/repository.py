@@ -30,8 +30,9 @@ class Model:
     output: TensorSpec
     codecs: Mapping[str, Codec]
     """What its input may travel as."""
-    read_by: object
-    """What codecs depend on besides: ranges of channels, or how pictures are normalised."""
+    read_by: str
+    """A digest of what codecs depend on besides: ranges of channels, or how pictures are
+    prepared; empty where nothing is."""
     session: sessions.Session
 
     @property
@@ -134,7 +135,7 @@ def _whole(folder: Path, manifest: Manifest, variant: Variant, threads: int) -> 
             input=manifest.input,
             output=manifest.output,
             codecs=codecs,
-            read_by=by,
+            read_by="" if by is None else by.digest,
             session=_session(folder, variant.whole, threads),
         )
     )
@@ -150,7 +151,7 @@ def _half(folder: Path, manifest: Manifest, entry: CutEntry, threads: int) -> Mo
             input=entry.features,
             output=manifest.output,
             codecs={n: feature_codec(n, shape=shape, low=low, high=high) for n in FEATURE_CODECS},
-            read_by=(low, high),
+            read_by=entry.digest,
             session=_session(folder, entry.cloud, threads),
         )
     )

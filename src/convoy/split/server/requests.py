@@ -15,7 +15,7 @@ import numpy as np
 
 from convoy.errors import CodecError, describe_unknown
 from convoy.split.codecs import Codec, FloatArray
-from convoy.split.messages import CODEC, COUNT, PLAIN
+from convoy.split.messages import CODEC, COUNT, PLAIN, READ_BY
 from convoy.split.server.refusals import RefusedError, Status, invalid, shown
 from convoy.split.server.repository import Model, Repository
 
@@ -35,6 +35,7 @@ class Tensor:
     codec: object = None
     """The parameter of that name; None where there is none."""
     count: object = None
+    read_by: object = None
     raw: Buffer | None = None
     """Its bytes, little-endian, where it came as bytes."""
     numbers: Numbers | None = None
@@ -178,6 +179,14 @@ def _encoded(tensor: Tensor, model: Model) -> Parcel:
         raise invalid(
             f"input {name!r}: the parameter {COUNT} is {shown(tensor.count)}; expected the number "
             "of images, 1 or more"
+        )
+    if tensor.read_by is not None and tensor.read_by != model.read_by:
+        raise RefusedError(
+            Status.FAILED_PRECONDITION,
+            f"model {model.name!r}, version {model.version}: what a codec makes is read here by "
+            "other ranges, or pictures are prepared otherwise, than the client's manifest says "
+            f"(the parameter {READ_BY} is {shown(tensor.read_by, 12)}, here it is "
+            f"{shown(model.read_by, 12)}). Copy one exported folder to both sides",
         )
     raw = tensor.raw
     if raw is None:
