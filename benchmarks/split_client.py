@@ -1,15 +1,16 @@
 """What the edge client takes itself, and what a request takes, beside networks and codecs.
 
-    python benchmarks/split_client.py [--images 20000]
+    sudo python benchmarks/split_client.py [--images 20000]
 
 `split_client`: a network of a few numbers, all on the edge. What is left of a batch's seconds when
 the network's are taken off is the client's reading, queues, threads and results. A line through
 batches of 1, 10 and 100 gives both figures (`CLIENT_BATCH_S`, `CLIENT_IMAGE_S` in
 `convoy/split/costs.py`). `split_request`: cifar10-quick cut at pool1, one image a request, to
-`convoy split serve` over loopback. Of requests one after another: the seconds that client and
-server compute for each, less those of networks and codecs, and of the client by itself
-(`EDGE_REQUEST_S`, `CLOUD_REQUEST_S`). Of one at a time: its latency, less networks, codecs, what
-these take more after a pause, and the client by itself (`OVERHEAD_S`).
+`convoy split serve` on another machine of a lab, over 1 Gbit/s. Of requests that overlap, where
+the edge has most to do: what each takes, less network, codec and the client by itself
+(`EDGE_REQUEST_S`); and the seconds that the server computes for each, less its network and codec
+(`CLOUD_REQUEST_S`). Of one at a time: its latency, less networks, codecs, what these take more
+after a pause, and the client by itself (`OVERHEAD_S`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -35,7 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.split import toy
 
 from common import write
+from convoy import lab
 from convoy.api.splitting import export_split
+from convoy.split.bench import EDGE, address_of, serve, world
 from convoy.split.client import AsyncClient
 from convoy.split.foreseen import candidates_of_folder
 from convoy.split.manifest import load, read_samples
@@ -69,8 +73,9 @@ def exported(folder: Path) -> Path:
     return out
 
 
-async def requests(folder: Path, server: str, process: psutil.Process) -> dict[str, float]:
+async def requests(folder: Path, server: str, pid: int) -> dict[str, float]:
     """Milliseconds of a request: the client's and the server's own, and those of one by itself."""
+    process = psutil.Process(pid)
     client = AsyncClient(folder, server, way=WAY, deadline_s=30)
     way = client.ways.named(WAY)
     pictures = itertools.cycle(read_samples(folder, client.ways.manifest))  # type: ignore[arg-type]
@@ -82,8 +87,8 @@ async def requests(folder: Path, server: str, process: psutil.Process) -> dict[s
             await turn.wait()
             turn.clear()
 
-    def spent() -> tuple[float, float]:
-        return time.process_time(), sum(process.cpu_times()[:2])
+    def spent() -> tuple[float, float, float]:
+        return time.perf_counter(), time.process_time(), sum(process.cpu_times()[:2])
 
     async with client:
         async for _ in client.stream(itertools.islice(pictures, 200)):
@@ -91,13 +96,14 @@ async def requests(folder: Path, server: str, process: psutil.Process) -> dict[s
         before = spent()
         async for _ in client.stream(itertools.islice(pictures, REQUESTS)):
             pass
-        here, there = (b - a for a, b in zip(before, spent(), strict=True))
+        whole, here, there = (b - a for a, b in zip(before, spent(), strict=True))
         edge_s, server_s = way.edge_s(1, way.noted), way.server_s(1, way.noted) or 0.0
         latencies = []
         async for result in client.stream(one_at_a_time()):
             latencies.append(result.latency_s)
             turn.set()
     return {
+        "edge": 1000 * (whole / REQUESTS - edge_s),
         "client": 1000 * (here / REQUESTS - edge_s),
         "server": 1000 * (there / REQUESTS - server_s),
         "one by itself": 1000 * (statistics.median(latencies) - edge_s - server_s),
@@ -108,19 +114,19 @@ def request_row(folder: Path, client_ms: float) -> dict[str, float]:
     """Medians of some rounds."""
     candidates = candidates_of_folder(folder, read_samples(folder, load(folder)), 1)  # type: ignore[arg-type]
     rest_ms = next(1000 * (c.edge_rest_s + c.cloud_rest_s) for c in candidates if c.name == WAY)
-    command = [sys.executable, "-m", "convoy", "split", "serve", str(folder), "--quiet"]
-    command += ["--port", "0", "--http-port", "0", "--threads", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            server = f"grpc://{json.loads(process.stdout.readline())['grpc']}"
-            watched = psutil.Process(process.pid)
-            rounds = [asyncio.run(requests(folder, server, watched)) for _ in range(ROUNDS)]
-        finally:
-            process.terminate()
+    with lab.emulated(world(1.0, 1e9), f"r{os.getpid() % 10**6}", ray=False) as inside:
+        server = serve(inside, folder)
+        address = address_of(server)
+        command = [sys.executable, __file__, "--requests", str(folder), "--server", address]
+        command += ["--server-pid", str(server.pid)]
+        found = inside.start(EDGE, command, stdout=subprocess.PIPE, text=True)
+        rounds = json.loads(found.communicate()[0])
+        server.terminate()
+        server.wait()
     row = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
     return {
-        "the edge computes, ms": row["client"] - client_ms,
+        "the edge takes, ms": row["edge"] - client_ms,
+        "of it the client computes, ms": row["client"] - client_ms,
         "the cloud computes, ms": row["server"],
         "of one by itself, ms": row["one by itself"] - client_ms - rest_ms,
         "networks more after a pause, ms": rest_ms,
@@ -131,7 +137,14 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=20000)
+    parser.add_argument("--requests", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--server", help=argparse.SUPPRESS)
+    parser.add_argument("--server-pid", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.requests:  # this is the edge of the lab
+        asked = (options.requests, options.server, options.server_pid)
+        print(json.dumps([asyncio.run(requests(*asked)) for _ in range(ROUNDS)]))
+        return
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -156,7 +169,7 @@ def main() -> None:
     write("split_client", rows, about=about)
     with tempfile.TemporaryDirectory() as name:
         row = request_row(exported(Path(name)), by_batch + by_image)
-    about = f"Milliseconds of a request of one image, {WAY}, over loopback, beside networks."
+    about = f"Milliseconds of a request of one image, {WAY}, between machines of a lab."
     write("split_request", [row], about=about)
 
 
