@@ -6,11 +6,12 @@
 the network's are taken off is the client's reading, queues, threads and results. A line through
 batches of 1, 10 and 100 gives both figures (`CLIENT_BATCH_S`, `CLIENT_IMAGE_S` in
 `convoy/split/costs.py`). `split_request`: cifar10-quick cut at pool1, one image a request, to
-`convoy split serve` on another machine of a lab, over 1 Gbit/s. Of requests that overlap, where
-the edge has most to do: what each takes, less network, codec and the client by itself
-(`EDGE_REQUEST_S`); and the seconds that the server computes for each, less its network and codec
-(`CLOUD_REQUEST_S`). Of one at a time: its latency, less networks, codecs, what these take more
-after a pause, and the client by itself (`OVERHEAD_S`).
+`convoy split serve` on another machine of a lab, over 1 Gbit/s. Networks and codecs
+are timed by themselves beside each round, as the plan times them: what they take longer among
+other work is a request's. Of requests that overlap, where the edge has most to do: what each takes,
+less network, codec and the client by itself (`EDGE_REQUEST_S`); and the seconds that the server
+computes for each, less its network and codec (`CLOUD_REQUEST_S`). Of one at a time: its latency,
+less networks, codecs, what these take more after a pause, and the client by itself (`OVERHEAD_S`).
 """
 
 from __future__ import annotations
@@ -74,10 +75,9 @@ def exported(folder: Path) -> Path:
 
 
 async def requests(folder: Path, server: str, pid: int) -> dict[str, float]:
-    """Milliseconds of a request: the client's and the server's own, and those of one by itself."""
+    """Milliseconds of a request: the edge's, the client's and the server's, and of one by itself."""
     process = psutil.Process(pid)
     client = AsyncClient(folder, server, way=WAY, deadline_s=30)
-    way = client.ways.named(WAY)
     pictures = itertools.cycle(read_samples(folder, client.ways.manifest))  # type: ignore[arg-type]
     turn = asyncio.Event()
 
@@ -97,40 +97,55 @@ async def requests(folder: Path, server: str, pid: int) -> dict[str, float]:
         async for _ in client.stream(itertools.islice(pictures, REQUESTS)):
             pass
         whole, here, there = (b - a for a, b in zip(before, spent(), strict=True))
-        edge_s, server_s = way.edge_s(1, way.noted), way.server_s(1, way.noted) or 0.0
         latencies = []
         async for result in client.stream(one_at_a_time()):
             latencies.append(result.latency_s)
             turn.set()
     return {
-        "edge": 1000 * (whole / REQUESTS - edge_s),
-        "client": 1000 * (here / REQUESTS - edge_s),
-        "server": 1000 * (there / REQUESTS - server_s),
-        "one by itself": 1000 * (statistics.median(latencies) - edge_s - server_s),
+        "edge": 1000 * whole / REQUESTS,
+        "client": 1000 * here / REQUESTS,
+        "server": 1000 * there / REQUESTS,
+        "one by itself": 1000 * statistics.median(latencies),
     }
 
 
 def request_row(folder: Path, client_ms: float) -> dict[str, float]:
     """Medians of some rounds."""
-    candidates = candidates_of_folder(folder, read_samples(folder, load(folder)), 1)  # type: ignore[arg-type]
-    rest_ms = next(1000 * (c.edge_rest_s + c.cloud_rest_s) for c in candidates if c.name == WAY)
+    rounds = []
     with lab.emulated(world(1.0, 1e9), f"r{os.getpid() % 10**6}", ray=False) as inside:
         server = serve(inside, folder)
-        address = address_of(server)
-        command = [sys.executable, __file__, "--requests", str(folder), "--server", address]
-        command += ["--server-pid", str(server.pid)]
-        found = inside.start(EDGE, command, stdout=subprocess.PIPE, text=True)
-        rounds = json.loads(found.communicate()[0])
+        command = [sys.executable, __file__, "--requests", str(folder)]
+        command += ["--server", address_of(server), "--server-pid", str(server.pid)]
+        for _ in range(ROUNDS):
+            before = alone(folder)
+            asking = inside.start(EDGE, command, stdout=subprocess.PIPE, text=True)
+            whole = json.loads(asking.communicate()[0])
+            pairs = zip(before, alone(folder), strict=True)
+            edge_ms, cloud_ms, rest_ms = (500 * (a + b) for a, b in pairs)
+            rounds.append(
+                {
+                    "the edge takes, ms": whole["edge"] - edge_ms - client_ms,
+                    "of it the client computes, ms": whole["client"] - edge_ms - client_ms,
+                    "the cloud computes, ms": whole["server"] - cloud_ms,
+                    "of one by itself, ms": whole["one by itself"]
+                    - edge_ms
+                    - cloud_ms
+                    - rest_ms
+                    - client_ms,
+                    "networks more after a pause, ms": rest_ms,
+                }
+            )
         server.terminate()
         server.wait()
-    row = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
-    return {
-        "the edge takes, ms": row["edge"] - client_ms,
-        "of it the client computes, ms": row["client"] - client_ms,
-        "the cloud computes, ms": row["server"],
-        "of one by itself, ms": row["one by itself"] - client_ms - rest_ms,
-        "networks more after a pause, ms": rest_ms,
-    }
+    return {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+
+
+def alone(folder: Path) -> tuple[float, float, float]:
+    """Seconds of the edge's network and codec, of the cloud's, and of both more after a pause."""
+    pictures = read_samples(folder, load(folder))
+    assert pictures is not None
+    (found,) = candidates_of_folder(folder, pictures, 1, [WAY])
+    return found.edge_s(1), found.cloud_s(1), found.edge_rest_s + found.cloud_rest_s
 
 
 def main() -> None:
@@ -143,7 +158,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.requests:  # this is the edge of the lab
         asked = (options.requests, options.server, options.server_pid)
-        print(json.dumps([asyncio.run(requests(*asked)) for _ in range(ROUNDS)]))
+        print(json.dumps(asyncio.run(requests(*asked))))
         return
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
