@@ -75,7 +75,7 @@ def exported(folder: Path) -> Path:
 
 
 async def requests(folder: Path, server: str, pid: int) -> dict[str, float]:
-    """Milliseconds of a request: the edge's, the client's and the server's, and of one by itself."""
+    """Milliseconds of a request: edge's, client's, server's, and of one by itself."""
     process = psutil.Process(pid)
     client = AsyncClient(folder, server, way=WAY, deadline_s=30)
     pictures = itertools.cycle(read_samples(folder, client.ways.manifest))  # type: ignore[arg-type]

@@ -22,10 +22,10 @@ FRAMING = 1514 / 1448
 """Bytes on an Ethernet for each of a long TCP stream's."""
 OVERHEAD_BYTES = 400
 """Of a request and its headers, beside what the codec made."""
-OVERHEAD_S = 0.0013
+OVERHEAD_S = 0.0025
 """How much longer an answer takes for the request itself (`benchmarks/split_client.py`)."""
-EDGE_REQUEST_S, CLOUD_REQUEST_S = 0.0009, 0.00076
-"""What either end computes for a request itself (likewise), partly at the same time."""
+EDGE_REQUEST_S, CLOUD_REQUEST_S = 0.0011, 0.00105
+"""What either end takes for a request itself (likewise), with what networks lose beside it."""
 DEADLINE_S = 0.4
 """How long the edge client waits for an answer, if it is not told otherwise."""
 OF_DEADLINE = 0.8
