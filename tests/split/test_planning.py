@@ -14,6 +14,7 @@ from convoy.cluster import Cluster, Machine, Network, parse_cluster
 from convoy.errors import ClusterError, UnknownNameError, UsageError
 from convoy.report.split import draw_split
 from convoy.split.costs import CLIENT_BATCH_S, CLIENT_IMAGE_S, Candidate, Curve, Link, Wish
+from convoy.split.making.candidates import _as_then
 from convoy.split.planning import Place, SplitPlan, at_places, between_places, link_between, place
 
 from .graphs import make_run, straight
@@ -236,3 +237,10 @@ def test_a_file_from_elsewhere(tmp_path: Path) -> None:
 def test_clusters_describe_more_than_two(tmp_path: Path) -> None:
     cluster = Cluster(machines=(Machine(name="a"), Machine(name="b")), network=Network())
     assert link_between("a", "b", cluster, None, None).bandwidth_bit_s == 1e9
+
+
+def test_what_was_timed_beside_something_else_is_set_in_proportion() -> None:
+    """By what the whole network took beside it, and had taken before."""
+    found = Curve(sizes=(1, 8), values=(2.0, 20.0))
+    now, then = (Curve(sizes=(1, 8), values=values) for values in ((4.0, 30.0), (2.0, 45.0)))
+    assert _as_then(found, now, then) == Curve(sizes=(1, 8), values=(1.0, 30.0))

@@ -37,7 +37,7 @@ AVOIDED = 1e12
 
 LEAST_S = 1e-9
 """Nothing is thought to take less, whatever is not known of it."""
-CLIENT_BATCH_S, CLIENT_IMAGE_S = 1.1e-4, 2.0e-5
+CLIENT_BATCH_S, CLIENT_IMAGE_S = 1.4e-4, 1.7e-5
 """Of the edge client itself: queues, threads, results (`benchmarks/split_client.py`)."""
 
 
