@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,6 +83,15 @@ def test_who_waits_is_slow_at_first() -> None:
     assert cost(rested, LINK, 10).images_per_s == cost(candidate(), LINK, 10).images_per_s
 
 
+def test_a_cloud_that_has_much_to_do_computes_what_waits_together() -> None:
+    together = Curve(sizes=(1, 16), values=(0.02, 0.08))  # a quarter of the time, each
+    found = cost(candidate(cloud_s=together), replace(LINK, bandwidth_bit_s=1e12), 1)
+    assert found.bottleneck == "cloud"
+    assert found.images_per_s == pytest.approx(1 / (0.08 / 16 + LINK.cloud_request_s))
+    assert found.cloud_s == 0.02  # of one that is by itself
+    assert found.latency_s == pytest.approx(0.001 + 0.02 + 0.002 + 0.02, rel=0.001)
+
+
 def test_what_stays_here_needs_no_link() -> None:
     slow = Link(bandwidth_bit_s=1.0, latency_s=100.0)
     assert cost(LOCAL, slow, 10).latency_s == pytest.approx(0.1)
@@ -101,7 +111,9 @@ def test_each_objective_has_its_order() -> None:
     assert order("latency") == ["picture", "wide", "local", "thin"]
     assert order("throughput") == ["picture", "wide", "local", "thin"]
     assert order("bytes") == ["local", "thin", "picture", "wide"]
-    assert order("privacy") == ["local", "thin", "wide", "picture"]
+    assert order("privacy") == ["local", "thin", "wide"]
+    refused = rank(ways, LINK, Wish(objective="privacy", count=10)).refused
+    assert [(c.name, why) for c, why in refused] == [("picture", "it would send the picture")]
     with pytest.raises(UnknownNameError, match="objective 'latancy'"):
         Wish(objective="latancy")
 

@@ -157,6 +157,16 @@ def test_the_choice_keeps_up_and_is_in_time() -> None:
     assert found.to_dict()["over_bandwidth"][0]["bandwidth_bit_s"] > 8e6
 
 
+def test_a_rate_that_only_a_very_fast_link_allows() -> None:
+    wish = Wish(objective="throughput", count=10, accuracy=0.8, images_per_s=50_000)
+    fast = made_plan(
+        link=Link(bandwidth_bit_s=1e12, latency_s=0.0, edge_request_s=0.0, cloud_request_s=0.0),
+        wish=wish,
+        candidates=(Candidate(name="picture/uint8", kind="picture", sent_bytes=per_image(3072.0)),),
+    )
+    assert "From 1 Mbit/s to 1 Gbit/s nothing will do." in fast.verdict()
+
+
 def test_rows_are_the_best_first_then_the_inaccurate() -> None:
     rows = made_plan().to_dict()["rows"]
     assert [(row["name"], row["refused"]) for row in rows] == [

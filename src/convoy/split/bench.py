@@ -3,8 +3,9 @@
     edge (a part of a core) ══ link ══ cloud (a core)
 
 The lab is built once for each number of the edge's cores; its link changes between measurements.
-What the plan foresees is made of times on this machine, taken of each way right before and right
-after it is gone: a machine that others use too is not as fast at one moment as at another.
+What is foreseen of a way is made of times on this machine, taken right before and right after it is
+gone: a machine that others use too is not as fast at one moment as at another. What the plan would
+choose is judged by times that are taken before anything else, of all ways in turns, as a plan is.
 """
 
 from __future__ import annotations
@@ -109,6 +110,10 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="convoy-bench-") as temporary:
         file = Path(temporary) / "pictures.npy"
         np.save(file, pictures)
+        planned = {
+            size: {c.name: c for c in candidates_of_folder(folder, pictures, size, ways)}
+            for size in dict.fromkeys(setting.batch_size for setting in settings)
+        }
         for cpus in dict.fromkeys(setting.edge_cpus for setting in settings):
             of_lab = [setting for setting in settings if setting.edge_cpus == cpus]
             first = world(cpus, of_lab[0].bandwidth_bit_s)
@@ -119,6 +124,8 @@ def bench(
                     row = measured(lab, folder, file, server, setting, way, seconds)
                     after = _timed(folder, pictures, setting, way)
                     row |= _beside(_between(before, after), setting)
+                    of_plan = _beside(planned[setting.batch_size][way], setting)
+                    row["foreseen_measure"] = of_plan["foreseen_measure"]
                     rows.append(row)
                     watch(setting, row)
     return rows
@@ -170,7 +177,7 @@ def _beside(candidate: Candidate, setting: Setting) -> dict[str, float | None]:
     return {
         "foreseen_images_per_s": pace,
         "foreseen_latency_s": cost_.latency_s,
-        "foreseen_measure": wish.measure(there, cost_),
+        "foreseen_measure": wish.measure(cost_),
         "accuracy": candidate.accuracy,
     }
 

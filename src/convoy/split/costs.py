@@ -30,10 +30,8 @@ DEADLINE_S = 0.4
 """How long the edge client waits for an answer, if it is not told otherwise."""
 OF_DEADLINE = 0.8
 """What is foreseen to take more than this part of the deadline is too late."""
-TIE = 0.01
+TIE = 1e-4
 """What latency counts where something else is to be little."""
-AVOIDED = 1e12
-"""Bytes that a picture costs where nobody is to see it."""
 
 LEAST_S = 1e-9
 """Nothing is thought to take less, whatever is not known of it."""
@@ -165,7 +163,7 @@ def cost(candidate: Candidate, link: Link, count: int) -> Cost:
         stages = {
             "edge": edge_s + link.edge_request_s,
             "link": link_s,
-            "cloud": cloud_s + link.cloud_request_s,
+            "cloud": _among_others(candidate.cloud_s, count) + link.cloud_request_s,
         }
     latency_s = edge_s + transfer_s + cloud_s + rest_s
     bottleneck = max(stages, key=lambda stage: stages[stage])
@@ -180,6 +178,12 @@ def cost(candidate: Candidate, link: Link, count: int) -> Cost:
         synchronous_images_per_s=count / max(latency_s, LEAST_S),
         bottleneck=bottleneck,
     )
+
+
+def _among_others(cloud_s: Curve, count: int) -> float:
+    """What a batch takes of a cloud that has more to do: it computes those that wait together."""
+    together = max(cloud_s.sizes)
+    return min(cloud_s(count), cloud_s(together) * count / together)
 
 
 def format_rate(images_per_s: float) -> str:
@@ -214,22 +218,23 @@ class Wish:
         if not self.deadline_s > 0:
             raise UsageError(f"a deadline of {self.deadline_s:g} s: expected more than 0")
 
-    def measure(self, candidate: Candidate, found: Cost) -> float:
+    def measure(self, found: Cost) -> float:
         """What is to be least.
 
-        Of `privacy`: pictures last, and of features the fewest bytes, since no more can be seen in
-        them than they have room for. An order, not a measure: `convoy split privacy` measures.
+        Of `privacy`: of features the fewest bytes, since no more can be seen in them than they have
+        room for, and no pictures (see `refusal`). An order: `convoy split privacy` measures.
         """
         match self.objective:
             case "latency":
                 return found.latency_s
             case "throughput":
                 return self.count / found.images_per_s + TIE * found.latency_s
-        pictures = self.objective == "privacy" and candidate.kind == PICTURE
-        return found.sent_bytes / self.count + TIE * found.latency_s + AVOIDED * pictures
+        return found.sent_bytes / self.count + TIE * found.latency_s
 
     def refusal(self, candidate: Candidate, found: Cost) -> str | None:
         """Why a candidate will not do; None if it will, or if nobody knows."""
+        if self.objective == "privacy" and candidate.kind == PICTURE:
+            return "it would send the picture"
         if self.accuracy is not None and candidate.accuracy is not None:
             lost = (self.accuracy - candidate.accuracy) * 100
             if lost > self.accuracy_within + 1e-9:
@@ -271,7 +276,7 @@ class Ranking:
 def rank(candidates: Iterable[Candidate], link: Link, wish: Wish) -> Ranking:
     """Candidates by the objective, those that will not do apart."""
     costed = [(candidate, cost(candidate, link, wish.count)) for candidate in candidates]
-    costed.sort(key=lambda pair: wish.measure(*pair))
+    costed.sort(key=lambda pair: wish.measure(pair[1]))
     judged = [(candidate, wish.refusal(candidate, found)) for candidate, found in costed]
     return Ranking(
         best=tuple(candidate for candidate, reason in judged if reason is None),

@@ -276,6 +276,8 @@ class SplitPlan:
             for before, after in itertools.pairwise(rows)
             if before["name"] != after["name"]
         ]
+        if not rows:
+            return ["From 1 Mbit/s to 1 Gbit/s nothing will do."]
         least = rows[0]["bandwidth_bit_s"]
         below = f" Below {_about(least)} nothing will do." if least > BANDWIDTHS[0] else ""
         if not changes:

@@ -113,6 +113,15 @@ def test_bytes_and_privacy() -> None:
     assert settle(of) == "pool1/uint8"
 
 
+def test_privacy_sends_no_picture_however_many_images_come() -> None:
+    for rate in (60.0, 1e6):  # which only pictures keep up with, and which nothing does
+        of = chooser("privacy", rate=rate)
+        of.ways = [of.ways[0], way("pool1/uint8", 0.5, 5000), way("picture/uint8", 0.0001, 3072)]
+        set_link(of, 1000)
+        assert settle(of) in ("edge", "pool1/uint8")
+    assert settle(chooser("privacy", way="picture/uint8")) == "picture/uint8"  # as it was told
+
+
 def test_before_anything_is_known_what_is_lightest_is_sent() -> None:
     assert chooser().choose(0.0).name == "pool2/uint4+zstd"
 

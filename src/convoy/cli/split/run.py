@@ -21,7 +21,7 @@ from convoy.errors import UsageError
 from convoy.runtime.json_lines import finite
 
 if TYPE_CHECKING:
-    from convoy.split.client import AsyncClient, Options, Summary
+    from convoy.split.client import AsyncClient
 
 DRAWN_S = 0.2
 SHOWN = 5
@@ -80,7 +80,7 @@ def run(
     A line of JSON for each picture, in order; progress and a closing summary on stderr.
     """
     try:
-        from convoy.split.client import Options
+        from convoy.split.client import AsyncClient, Options
         from convoy.split.client.sources import open_source
     except ModuleNotFoundError as error:
         raise UsageError(
@@ -107,23 +107,22 @@ def run(
         lines: TextIO = sys.stdout
         if out is not None:
             lines = stack.enter_context(_opened(out))
-        found, number = asyncio.run(_classify(folder, server, options, pictures, lines, quiet))
-    if summary is not None:
-        with _opened(summary) as file:
-            file.write(jsonlib.dumps(finite(found.as_json()), indent=1) + "\n")
+        client = AsyncClient(folder, server, options)
+        try:
+            number = asyncio.run(_classify(client, pictures, lines, quiet))
+        finally:
+            if summary is not None:
+                with _opened(summary) as file:
+                    file.write(jsonlib.dumps(finite(client.summary.as_json()), indent=1) + "\n")
     if number:
         raise Exit(128 + number)
 
 
-async def _classify(
-    folder: Path, server: str | None, options: Options, pictures: Any, lines: TextIO, quiet: bool
-) -> tuple[Summary, int]:
-    """Results as they come, and the signal that ended it, if any did.
+async def _classify(client: AsyncClient, pictures: Any, lines: TextIO, quiet: bool) -> int:
+    """Results as they come; returns the signal that ended it, or 0.
 
     Ctrl-C and SIGTERM end it with what has come so far.
     """
-    from convoy.split.client import AsyncClient
-
     output = Console(stderr=True, highlight=False)
     this, told = asyncio.current_task(), 0
     assert this is not None
@@ -135,7 +134,6 @@ async def _classify(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, end, number)
-    client = AsyncClient(folder, server, options)
     live = Live(console=output, refresh_per_second=5, transient=True)
     try:
         async with client:
@@ -151,7 +149,7 @@ async def _classify(
             output.print(_table(client, "done"))
         for text in [*client.notices][-SHOWN:]:
             output.print(Text(text, style="yellow"))
-    return client.summary, told
+    return told
 
 
 async def _print_results(

@@ -58,6 +58,8 @@ class Chooser:
         if self.options.way is not None:
             asked = [way for way in ways if way.name == self.options.way]
             return self._take((asked or [way for way in ways if way.is_edge])[0], now)
+        if self.wish.objective == "privacy":  # pictures are not sent, whatever they would save
+            ways = [way for way in ways if way.is_edge or way.entry is not None]
         if self.meter.bandwidth_bytes_s is None:
             return self._take(self._first(ways), now)
         if self.current in ways and now < self._judged + EVERY_S:
@@ -89,7 +91,7 @@ class Chooser:
         good = {way: pair for way, pair in in_time.items() if self.wish.keeps_up(pair[1])}
         if not good:
             return {way: 1 / found.images_per_s for way, (_, found) in in_time.items()}
-        return {way: self.wish.measure(*pair) for way, pair in good.items()}
+        return {way: self.wish.measure(pair[1]) for way, pair in good.items()}
 
     def _candidate(self, way: Way, now: float, count: int) -> Candidate:
         """The way as it is now, for batches of `count`."""
@@ -121,8 +123,6 @@ class Chooser:
     def _first(self, ways: Sequence[Way]) -> Way:
         """Before anything is known of the link: what is lightest finds out most cheaply."""
         sending = [way for way in ways if not way.is_edge]
-        if self.options.objective == "privacy":
-            sending = [way for way in sending if way.entry is not None]
         return min(sending or ways, key=lambda way: way.sent_bytes(self.options.batch_size))
 
     def _whole_s(self, way: Way, now: float, count: int) -> float:

@@ -177,8 +177,10 @@ class AsyncClient:
     async def _next_way(self) -> Way | None:
         """The next batch's, once there is room for it; None: it has to fail."""
         while self.cloud is not None and self.cloud.is_there:
-            now = self.cloud.wanted = time.perf_counter()
+            now = time.perf_counter()
             way = self.chooser.choose(now)
+            if not (way.is_edge and self.options.objective in ("bytes", "privacy")):
+                self.cloud.wanted = now  # where nothing is to be sent, no probes are either
             self._note_choice(way)
             ahead_s = sum(self._away.values()) + self._takes_s(way, self.options.batch_size)
             is_known = None not in (way.server_image_s, self.chooser.meter.bandwidth_bytes_s)

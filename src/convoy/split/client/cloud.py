@@ -47,8 +47,9 @@ IN_USE_S = 2.0
 """A client that has had no image for so long need not know the link."""
 LOOK_S = 0.05
 """How often it is looked whether a probe is due."""
-PROBE_BYTES = (1 << 13, 1 << 18)
-"""Of a probe: the first, which is the least, and the most."""
+FIRST_PROBE_BYTES = 1 << 13
+PROBE_BYTES = (1 << 10, 1 << 18)
+"""Of probes: the first, the least and the most."""
 PROBES, REQUESTS = 3, 10
 """How many pairs of questions measure the link, and how many what a request takes."""
 PROBE_S = (0.004, 0.04)
@@ -73,7 +74,7 @@ class Cloud:
         self._asked: set[Asked] = set()
         """Requests that are under way."""
         self._under_way_bytes = 0
-        self._probe_bytes = PROBE_BYTES[0]
+        self._probe_bytes = FIRST_PROBE_BYTES
         self._stale_s = STALE_S
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -141,6 +142,14 @@ class Cloud:
                 if error.code() in BAFFLED and way is not tried[-1]:
                     refused = error.code()
                     continue
+                is_wanted = way.name == self._transport.options.way
+                if is_wanted and error.code() in BAFFLED and way.codec.name != PLAIN:
+                    raise ServerError(
+                        f"{self._transport.target.address} does not take {way.name} "
+                        f"({error.code().name}: {error.details()}). A server that is not Convoy's "
+                        f"takes {PLAIN} only: ask for {way.name.rpartition('/')[0]}/{PLAIN}, or "
+                        "leave --way out"
+                    ) from None
                 if error.code() is INVALID or error.code() in FOR_GOOD:
                     raise refusal(self._transport.target, error) from None
                 return  # whatever it is, it may pass
@@ -155,13 +164,6 @@ class Cloud:
             return
 
     def _drop(self, ways: Sequence[Way]) -> None:
-        asked_for = self._transport.options.way
-        if asked_for in [way.name for way in ways]:
-            raise ServerError(
-                f"{self._transport.target.address} does not take {asked_for}, and no other way is "
-                f"wanted: it is no server of Convoy's, and those take {PLAIN} only. Ask for "
-                f"{asked_for.rpartition('/')[0]}/{PLAIN}, or leave --way out"
-            )
         for way in ways:
             way.refused_until = math.inf
         if ways:
@@ -262,6 +264,7 @@ class Cloud:
 
         Not while nobody has anything to send.
         """
+        failed_s = STALE_S / 2
         while True:
             now, known = time.perf_counter(), self.meter.bandwidth_bytes_s
             is_due = now > self.meter.measured + self._stale_s and now < self.wanted + IN_USE_S
@@ -273,7 +276,12 @@ class Cloud:
             if known and found:
                 is_news = max(known / found, found / known) > KNOWN
                 self._stale_s = STALE_S if is_news else min(2 * self._stale_s, LONGEST_STALE_S)
-            await asyncio.sleep(STALE_S / 2 if kept_s is None else kept_s / PART_OF_LINK)
+            if kept_s is not None:
+                failed_s = STALE_S / 2
+                await asyncio.sleep(kept_s / PART_OF_LINK)
+                continue
+            await asyncio.sleep(failed_s)  # what never came back may have kept the link as long
+            failed_s = min(2 * failed_s, self._transport.options.deadline_s / PART_OF_LINK)
 
     async def _probe(self) -> float | None:
         """Measure the link; for how many seconds that kept it, None where nothing came back."""

@@ -89,7 +89,7 @@ class Transport:
         if target.secure:
             _context(options)
             self._credentials = grpc.ssl_channel_credentials(
-                root_certificates=_read(options.ca, "certificates"),
+                root_certificates=_read(options.ca, "certificates") or _of_the_system(),
                 private_key=_read(options.key, "a key"),
                 certificate_chain=_read(options.cert, "a certificate"),
             )
@@ -221,6 +221,15 @@ class Transport:
             await self._channel.close()
         if self._closing:
             await asyncio.gather(*self._closing, return_exceptions=True)
+
+
+def _of_the_system() -> bytes | None:
+    """Whom this machine trusts; gRPC by itself has a list of its own. None: nobody, by any file."""
+    places = ssl.get_default_verify_paths()
+    for file in (places.cafile, places.openssl_cafile):
+        if file and Path(file).is_file():
+            return Path(file).read_bytes()
+    return None
 
 
 def _context(options: Options) -> ssl.SSLContext:

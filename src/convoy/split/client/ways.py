@@ -9,8 +9,9 @@ pool2:8/uint8        the same of a network with 8 filters at that cut
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class Way:
     def prepare(self, pixels: Pixels, by: Preprocessing) -> FloatArray | bytes:
         """What the edge does: logits where it does all, otherwise what is to be sent."""
         began = time.perf_counter()
-        result = self._computed(pixels, by) if self.is_edge else self.encoded(pixels, by)
+        result = self.computed(pixels, by) if self.is_edge else self.encoded(pixels, by)
         now = time.perf_counter()
         self.noted, foreseen = now, self.timed(len(pixels))
         if foreseen > 0:
@@ -102,19 +103,14 @@ class Way:
             self.sent_correction *= (len(result) / (usual * self.sent_correction)) ** NEW
         return result
 
-    def tried(self, pixels: Pixels, by: Preprocessing) -> tuple[float, int]:
-        """What the edge takes of it, tried once, and how many bytes come of it."""
-        began = time.perf_counter()
-        found = self._computed(pixels, by) if self.is_edge else self.encoded(pixels, by)
-        return time.perf_counter() - began, len(found) if isinstance(found, bytes) else 0
-
     def encoded(self, pixels: Pixels, by: Preprocessing) -> bytes:
         """What is to be sent of pictures."""
-        what = pixels if self.sends_pixels else self._computed(pixels, by)
+        what = pixels if self.sends_pixels else self.computed(pixels, by)
         payload: bytes = self.codec.encode(what)
         return payload
 
-    def _computed(self, pixels: Pixels, by: Preprocessing) -> FloatArray:
+    def computed(self, pixels: Pixels, by: Preprocessing) -> FloatArray:
+        """What pictures become on the edge: at the least, normalised."""
         tensor = normalised(pixels, by)
         return tensor if self.session is None else self.session(tensor)
 
@@ -193,17 +189,34 @@ class Ways:
         if samples is None:
             shape = (batch_size, by.height, by.width, by.channels)
             samples = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        sizes = sorted({1, batch_size})
+        batches = {size: np.resize(samples, (size, *samples.shape[1:])) for size in sizes}
+        computed: dict[tuple[int, int], tuple[float, Any]] = {}
         for way in self.all:
-            sizes = sorted({1, batch_size})
             seconds, sent = [], []
-            for size in sizes:
-                pixels = np.resize(samples, (size, *samples.shape[1:]))
-                tries = [way.tried(pixels, by) for _ in range(TIMED)]
-                seconds.append(min(took_s for took_s, _ in tries))
-                sent.append(float(tries[0][1]))
+            for size, pixels in batches.items():
+                key = id(way.session), size  # what several codecs encode is computed once
+                if not way.sends_pixels and key not in computed:
+                    computed[key] = _tried(partial(way.computed, pixels, by))
+                took_s, what = (0.0, pixels) if way.sends_pixels else computed[key]
+                if not way.is_edge:
+                    encoding_s, payload = _tried(partial(way.codec.encode, what))
+                    took_s += encoding_s
+                    sent.append(float(len(payload)))
+                seconds.append(took_s)
             way.timed = Curve(sizes=tuple(sizes), values=tuple(seconds))
             if is_real and not way.is_edge:
                 way.sent = Curve(sizes=tuple(sizes), values=tuple(sent))
+
+
+def _tried(work: Callable[[], Any]) -> tuple[float, Any]:
+    """The least seconds of a few tries, and what came of it."""
+    seconds = []
+    for _ in range(TIMED):
+        began = time.perf_counter()
+        found = work()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds), found
 
 
 def open_ways(folder: Path, options: Options, *, is_timed: bool = True) -> Ways:

@@ -25,6 +25,8 @@ PAUSE_S = 0.002
 """Long enough for a processor to rest, as it does while it waits for an answer."""
 OTHER_BYTES = 1 << 22
 """What other work is taken to use of the caches meanwhile."""
+TOGETHER = 16
+"""Images: a server computes those that wait together, and gains little by more."""
 PATIENCE_S = 2.0
 """After this long even fewer than the least number of runs will do."""
 
@@ -100,8 +102,11 @@ def rest_s(work: Callable[[], Any], care: Care = THOROUGH) -> float:
 
 
 def sizes_for(batch_size: int) -> tuple[int, ...]:
-    """Batch sizes to measure at: one image, and what is asked about."""
-    return (1, batch_size) if batch_size > 1 else (1,)
+    """Batch sizes to measure at: one image, and what is asked about.
+
+    Or, where that is little, what a server that has much to do computes together.
+    """
+    return 1, max(batch_size, TOGETHER)
 
 
 def session_times(

@@ -226,7 +226,8 @@ class Core:
         visit.codec, visit.images = parcel.codec.name, parcel.count
 
         began = perf_counter()
-        rows = await self.off_loop(parcel.decoded_bytes, decode, parcel)
+        size = max(parcel.decoded_bytes, visit.received_bytes)
+        rows = await self.off_loop(size, decode, parcel)
         visit.decoding_s = perf_counter() - began
 
         computed = await self.batchers[id(model)](rows, lambda: visit.is_wanted)

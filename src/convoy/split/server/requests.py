@@ -221,20 +221,27 @@ def decode(parcel: Parcel) -> FloatArray:
 
 
 def _from_numbers(parcel: Parcel) -> FloatArray:
-    try:
-        found = np.asarray(parcel.numbers)
-    except (ValueError, OverflowError, TypeError):
-        raise invalid("the input's numbers are not a list, or one of lists of one length") from None
     wanted = (parcel.count, *parcel.shape)
-    if found.dtype.kind not in "fiu":
-        raise invalid("the input's numbers are not all numbers that a float32 can hold")
+    found: np.ndarray[Any, Any]
+    if isinstance(parcel.numbers, np.ndarray):
+        found = parcel.numbers
+    else:
+        try:  # as what they are: an array of text would have room for the longest everywhere
+            found = np.asarray(parcel.numbers, dtype=object)
+        except ValueError:
+            raise invalid("the input's numbers are lists of different lengths") from None
     if found.shape != wanted and found.shape != (math.prod(wanted),):
         raise invalid(
             f"the input's numbers have the shape {shown(list(found.shape))}; expected "
             f"{list(wanted)}, or flat, [{math.prod(wanted)}]"
         )
-    with np.errstate(over="ignore"):
-        values = found.astype(np.float32).reshape(wanted)
+    if found.dtype == object and not set(map(type, found.flat)) <= {int, float}:
+        raise invalid("the input's numbers are not all numbers that a float32 can hold")
+    try:
+        with np.errstate(over="ignore"):
+            values = found.astype(np.float32).reshape(wanted)
+    except OverflowError:  # an integer that no float holds
+        raise invalid("the input's numbers are not all numbers that a float32 can hold") from None
     if not np.isfinite(values).all():
         raise invalid("the input has numbers that are not finite")
     return values

@@ -157,7 +157,8 @@ class Server:
     async def _listen_grpc(self, host: str) -> str:
         limits, credentials = self.options.limits, self.core.security.credentials
         self._grpc = grpc.aio.server(
-            options=grpc_front.options(limits.message_bytes, limits.max_concurrent)
+            options=grpc_front.options(limits.message_bytes, limits.max_concurrent),
+            maximum_concurrent_rpcs=limits.max_concurrent + grpc_front.SPARE_STREAMS,
         )
         self._grpc.add_generic_rpc_handlers((grpc_front.GrpcFront(self.core).handlers(),))
         asked = _joined(host, self.options.port)
