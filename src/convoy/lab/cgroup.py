@@ -51,7 +51,7 @@ def set_cores(folder: Path, cores: float | None) -> None:
     """Let the group use `cores` cores; None takes the limit away.
 
     Of a whole core and more, a slice that it has not used in one period may be used in the next,
-    where the kernel can (Linux 5.14): without it a single busy thread loses 7% of a core.
+    where the kernel can (Linux 5.14): without it a single busy thread loses some of its core.
     """
     quota = -1 if cores is None else max(1000, int(cores * PERIOD_US))
     if (folder / "cpu.max").exists():

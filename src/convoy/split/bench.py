@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 
 from convoy.cluster import Cluster, format_bandwidth, parse_cluster
-from convoy.errors import LabError, ServerError, UnknownNameError
+from convoy.errors import LabError, ServerError
 from convoy.lab import Lab, emulated
 from convoy.split.client.options import Options
 from convoy.split.client.ways import open_ways
-from convoy.split.costs import Candidate, Curve, Link, Wish, cost
+from convoy.split.costs import Candidate, Link, Wish, cost
 from convoy.split.foreseen import candidates_of_folder
 from convoy.split.making.timing import QUICK
 from convoy.split.measuring import MODES
@@ -139,16 +139,15 @@ def _timed(folder: Path, pictures: Pixels, setting: Setting, way: str) -> Candid
 def _between(before: Candidate, after: Candidate) -> Candidate:
     """A candidate whose times are the means of two."""
 
-    def mean(a: Curve, b: Curve) -> Curve:
-        values = tuple((x + y) / 2 for x, y in zip(a.values, b.values, strict=True))
-        return Curve(sizes=a.sizes, values=values)
+    def mean(a: float, b: float) -> float:
+        return (a + b) / 2
 
     return replace(
         before,
-        edge_s=mean(before.edge_s, after.edge_s),
-        cloud_s=mean(before.cloud_s, after.cloud_s),
-        edge_rest_s=(before.edge_rest_s + after.edge_rest_s) / 2,
-        cloud_rest_s=(before.cloud_rest_s + after.cloud_rest_s) / 2,
+        edge_s=before.edge_s.with_(mean, after.edge_s),
+        cloud_s=before.cloud_s.with_(mean, after.cloud_s),
+        edge_rest_s=mean(before.edge_rest_s, after.edge_rest_s),
+        cloud_rest_s=mean(before.cloud_rest_s, after.cloud_rest_s),
     )
 
 
@@ -158,11 +157,8 @@ def ways_of(folder: Path, named: Sequence[str] | None = None) -> list[str]:
     Raises:
         UnknownNameError: it has no such way.
     """
-    every = [way.name for way in open_ways(folder, EVERY, is_timed=False).all]
-    for name in named or ():
-        if name not in every:
-            raise UnknownNameError("way", name, every)
-    return list(named or every)
+    ways = open_ways(folder, EVERY, is_timed=False)
+    return [ways.named(name).name for name in named or ()] or [way.name for way in ways.all]
 
 
 def _beside(candidate: Candidate, setting: Setting) -> dict[str, float | None]:

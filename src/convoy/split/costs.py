@@ -12,7 +12,7 @@ the edge client what it measures as it goes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from convoy.errors import UnknownNameError, UsageError
@@ -61,6 +61,12 @@ class Curve:
         """With so much more whatever the size, and for each."""
         pairs = zip(self.sizes, self.values, strict=True)
         return replace(self, values=tuple(value + once + each * size for size, value in pairs))
+
+    def with_(self, by: Callable[..., float], *others: Curve) -> Curve:
+        """What a function makes of the values of several curves of the same sizes."""
+        assert all(other.sizes == self.sizes for other in others), "measured at the same sizes"
+        each = zip(self.values, *(other.values for other in others), strict=True)
+        return replace(self, values=tuple(by(*values) for values in each))
 
     def times(self, factor: float) -> Curve:
         """The same in another unit, or on a machine of another speed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -92,6 +93,33 @@ def test_standard_input_and_a_file_of_results(exported: Path, pictures: Path) ->
     assert ran.stdout == ""
     labels = [json.loads(line)["label"] for line in out.read_text().splitlines()]
     assert labels == np.argmax(toy.logits(toy.pictures(5)), 1)[[3, 1]].tolist()
+
+
+def test_what_came_before_a_source_broke_is_summed_up(
+    exported: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Standard input: two JPEGs, and a third that never ends."""
+    jpeg = io.BytesIO()
+    Image.open(pictures / "0.png").save(jpeg, "JPEG")
+    stream = 2 * jpeg.getvalue() + b"\xff\xd8" + bytes((64 << 20) + 1)
+    summary = tmp_path / "summary.json"
+    command = [sys.executable, "-m", "convoy", "split", "run", str(exported)]
+    command += ["--summary", str(summary), "--batch-size", "1"]
+    ran = subprocess.run(command, input=stream, capture_output=True, timeout=100, check=False)
+    assert ran.returncode == 1
+    assert b"a picture of more than" in ran.stderr
+    assert json.loads(summary.read_text())["images"] == len(ran.stdout.splitlines()) == 2
+
+
+def test_earlier_results_outlive_a_client_that_is_refused(exported: Path, pictures: Path) -> None:
+    out, summary = pictures / "out.jsonl", pictures / "summary.json"
+    out.write_text("of yesterday")
+    ran = bare(
+        *("split", "run", exported, "--source", f"folder:{pictures}", "--way", "pool2/uint8"),
+        *("--out", out, "--summary", summary),
+    )
+    assert ran.returncode == 2
+    assert (out.read_text(), summary.exists()) == ("of yesterday", False)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,9 @@ def test_every_way(cloud: Running, folder: Path, way: str) -> None:
     np.testing.assert_allclose(found, toy.logits(pictures), atol=steps)
 
 
-def test_with_certificates_and_a_token(folder: Path, tmp_path: Path) -> None:
+def test_with_certificates_and_a_token(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from convoy.split.server.security import SecurityOptions
 
     files = Files(tmp_path)
@@ -57,6 +59,11 @@ def test_with_certificates_and_a_token(folder: Path, tmp_path: Path) -> None:
     with running(folder, security=security) as server:
         address = f"grpcs://{server.addresses.grpc}"
         way = "relu/uint8+zstd"
+        with Client(folder, address, way=way, token=TOKEN, **own, **PATIENT) as client:
+            assert [result.where for result in client.map(toy.pictures(2))] == [way] * 2
+        monkeypatch.delenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", raising=False)
+        monkeypatch.setenv("SSL_CERT_FILE", str(files.ca))  # as whom this machine trusts
+        own.pop("ca")
         with Client(folder, address, way=way, token=TOKEN, **own, **PATIENT) as client:
             assert [result.where for result in client.map(toy.pictures(2))] == [way] * 2
         with (

@@ -103,25 +103,23 @@ def run(
         insecure=insecure,
     )
     pictures = open_source(source)
-    with contextlib.ExitStack() as stack:
-        lines: TextIO = sys.stdout
-        if out is not None:
-            lines = stack.enter_context(_opened(out))
-        client = AsyncClient(folder, server, options)
-        try:
-            number = asyncio.run(_classify(client, pictures, lines, quiet))
-        finally:
-            if summary is not None:
-                with _opened(summary) as file:
-                    file.write(jsonlib.dumps(finite(client.summary.as_json()), indent=1) + "\n")
+    client = AsyncClient(folder, server, options)
+    number: int | None = None
+    try:
+        number = asyncio.run(_classify(client, pictures, out, quiet))
+    finally:  # whatever ended it, unless it never began
+        if summary is not None and (number is not None or client.summary.images):
+            with _opened(summary) as file:
+                file.write(jsonlib.dumps(finite(client.summary.as_json()), indent=1) + "\n")
     if number:
         raise Exit(128 + number)
 
 
-async def _classify(client: AsyncClient, pictures: Any, lines: TextIO, quiet: bool) -> int:
+async def _classify(client: AsyncClient, pictures: Any, out: Path | None, quiet: bool) -> int:
     """Results as they come; returns the signal that ended it, or 0.
 
-    Ctrl-C and SIGTERM end it with what has come so far.
+    Ctrl-C and SIGTERM end it with what has come so far. A file of earlier results is not touched
+    before it is certain that there will be others.
     """
     output = Console(stderr=True, highlight=False)
     this, told = asyncio.current_task(), 0
@@ -137,7 +135,8 @@ async def _classify(client: AsyncClient, pictures: Any, lines: TextIO, quiet: bo
     live = Live(console=output, refresh_per_second=5, transient=True)
     try:
         async with client:
-            with contextlib.nullcontext() if quiet else live:
+            opened = contextlib.nullcontext(sys.stdout) if out is None else _opened(out)
+            with opened as lines, contextlib.nullcontext() if quiet else live:
                 await _print_results(client, pictures, lines, None if quiet else live)
     except BrokenPipeError:
         told = signal.SIGPIPE

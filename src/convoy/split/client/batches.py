@@ -23,7 +23,6 @@ from convoy.split.pictures import Pixels, fitted, fitted_pixels, read_picture
 
 AHEAD = 2
 """Batches' worth of images that are read before they are asked for."""
-ROOM_POLL_S = 0.001
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +104,7 @@ class _Inbox:
     def __init__(self, size: int, room: int) -> None:
         self._size, self._room = size, room
         self._loop = asyncio.get_running_loop()
-        self._changed = asyncio.Event()
+        self._changed, self._taken = asyncio.Event(), asyncio.Event()
         self._lock = threading.Condition()
         self._items: deque[Item] = deque()
         self._ended = self._stopped = False
@@ -142,7 +141,8 @@ class _Inbox:
                 self._changed.set()
                 index += 1
                 while len(self._items) >= self._room:
-                    await asyncio.sleep(ROOM_POLL_S)
+                    self._taken.clear()
+                    await self._taken.wait()
         except Exception as error:
             self._error = error
         self._ended = True
@@ -159,6 +159,7 @@ class _Inbox:
                     count = min(self._size, len(self._items))
                     taken = [self._items.popleft() for _ in range(count)]
                     self._lock.notify()
+                    self._taken.set()
                     return taken
                 left = linger_s - waited_s if self._items else None
             if self._ended and not self._items:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import ssl
 from dataclasses import dataclass, field
@@ -21,6 +22,10 @@ from convoy.split.client.options import Options
 _FORM = re.compile(r"(grpcs?)://(\[[0-9a-fA-F:.]+\]|[^:/\[\]]+):([0-9]{1,5})/?")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 LARGEST_ANSWER = 64 << 20
+ROOTS = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
+"""The variable that tells gRPC whom to trust."""
+BUNDLES = ("ca-certificates.crt", "ca-bundle.crt")
+"""All certificates of a system in one file, as distributions call it."""
 OF_ANOTHER_HOST = (62, 64)
 """What OpenSSL calls a certificate whose names, or addresses, are others (X509_V_ERR_...)."""
 FOR_GOOD = {
@@ -89,7 +94,7 @@ class Transport:
         if target.secure:
             _context(options)
             self._credentials = grpc.ssl_channel_credentials(
-                root_certificates=_read(options.ca, "certificates") or _of_the_system(),
+                root_certificates=_read(_trusted(options), "certificates"),
                 private_key=_read(options.key, "a key"),
                 certificate_chain=_read(options.cert, "a certificate"),
             )
@@ -223,13 +228,16 @@ class Transport:
             await asyncio.gather(*self._closing, return_exceptions=True)
 
 
-def _of_the_system() -> bytes | None:
-    """Whom this machine trusts; gRPC by itself has a list of its own. None: nobody, by any file."""
+def _trusted(options: Options) -> Path | None:
+    """Who may have signed certificates: gRPC by itself would take a list that it came with.
+
+    Whoever was given, else whom gRPC was told, else whom this machine trusts.
+    """
     places = ssl.get_default_verify_paths()
-    for file in (places.cafile, places.openssl_cafile):
-        if file and Path(file).is_file():
-            return Path(file).read_bytes()
-    return None
+    files = [options.ca, os.environ.get(ROOTS), places.cafile]
+    files += [f"{places.capath}/{name}" for name in BUNDLES if places.capath]
+    found = (Path(file) for file in files if file and (file is options.ca or Path(file).is_file()))
+    return next(found, None)
 
 
 def _context(options: Options) -> ssl.SSLContext:
@@ -238,7 +246,7 @@ def _context(options: Options) -> ssl.SSLContext:
         if b"-----BEGIN CERTIFICATE" not in (_read(path, what) or b"-----BEGIN CERTIFICATE"):
             raise UsageError(f"{path} has no certificate in PEM: expected {what}")
     try:
-        context = ssl.create_default_context(cafile=options.ca)
+        context = ssl.create_default_context(cafile=_trusted(options))
     except ssl.SSLError as error:
         raise UsageError(f"{options.ca} cannot be used: {error.reason}") from None
     if options.cert is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import add
 
 from convoy.split.codecs import FloatArray, feature_codec
 from convoy.split.costs import LOCAL, PICTURE, SPLIT, Candidate, Curve
@@ -168,13 +169,11 @@ def _accuracy(judged: Mapping[str, Tally], codec: str) -> float | None:
 
 def _as_then(found: Curve, now: Curve, then: Curve) -> Curve:
     """What was found while something else took `now`, had it taken `then`."""
-    triples = zip(found.values, now.values, then.values, strict=True)
-    return Curve(sizes=found.sizes, values=tuple(f * t / n for f, n, t in triples))
+    return found.with_(lambda f, n, t: f * t / n, now, then)
 
 
 def _sum(a: Curve, b: Curve) -> Curve:
-    values = tuple(x + y for x, y in zip(a.values, b.values, strict=True))
-    return Curve(sizes=a.sizes, values=values)
+    return a.with_(add, b)
 
 
 def _per_image(size: float) -> Curve:
