@@ -102,8 +102,8 @@ def test_a_way_is_measured(exported: Path, mode: str) -> None:
     assert found.bytes_per_image == 192
     assert found.fallbacks == 0
     assert 0 < found.images_per_s < 1e5
-    if mode == "synchronous":  # nothing else is under way
-        assert found.images_per_s == pytest.approx(5 / found.latency_s, rel=0.5)
+    if mode == "synchronous":  # one after another, and half of them take the median or more
+        assert 0 < found.images_per_s <= 2 * 5 / found.latency_s
 
 
 SETTING = bench.Setting(bandwidth_bit_s=1e6, edge_cpus=0.25, batch_size=10, mode="pipelined")
