@@ -131,6 +131,49 @@ def bench(
     return rows
 
 
+def again(
+    folder: Path,
+    pictures: Pixels,
+    settings: Sequence[Setting],
+    ways: Callable[[Setting], Sequence[str]],
+    rounds: int,
+    *,
+    seconds: float,
+    name: str,
+    watch: Callable[[Setting, dict[str, Any]], None],
+) -> list[dict[str, Any]]:
+    """Measure the ways that may be a setting's best once more, in turns, a row for each round.
+
+    The fastest of many that were measured once is as often the luckiest: of rounds in turns each
+    has a median.
+
+    Args:
+        folder, pictures, settings, seconds, name, watch: see `bench`.
+        ways: of a setting, those to measure.
+        rounds: of all of them, each begun by another.
+
+    Raises:
+        LabError, ServerError: see `bench`.
+    """
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="convoy-bench-") as temporary:
+        file = Path(temporary) / "pictures.npy"
+        np.save(file, pictures)
+        for cpus in dict.fromkeys(setting.edge_cpus for setting in settings):
+            of_lab = [setting for setting in settings if setting.edge_cpus == cpus]
+            first = world(cpus, of_lab[0].bandwidth_bit_s)
+            with emulated(first, name, ray=False) as lab, served(lab, folder) as server:
+                for setting in of_lab:
+                    lab.set_bandwidth(EDGE, CLOUD, setting.bandwidth_bit_s)
+                    these = list(ways(setting))
+                    for number in range(rounds):
+                        turn = number % len(these)
+                        for way in these[turn:] + these[:turn]:
+                            rows.append(measured(lab, folder, file, server, setting, way, seconds))
+                            watch(setting, rows[-1])
+    return rows
+
+
 def _timed(folder: Path, pictures: Pixels, setting: Setting, way: str) -> Candidate:
     (found,) = candidates_of_folder(folder, pictures, setting.batch_size, [way], QUICK)
     return found
