@@ -21,7 +21,11 @@ def images(count: int = 4) -> tuple[Tensor, Tensor]:
 
 
 def choose(model: nn.Module, inputs: Tensor, targets: Tensor, **changes: object) -> str:
-    options = {"autocast": contextlib.nullcontext, "agree": lambda times: times} | changes
+    options = {
+        "lay_out": lambda layout: set_layout(model, layout),
+        "autocast": contextlib.nullcontext,
+        "agree": lambda times: times,
+    } | changes
     return fastest_layout(model, inputs, targets, **options)  # type: ignore[arg-type]
 
 

@@ -8,6 +8,7 @@ import typer
 
 from convoy.cli import lab
 from convoy.cli.compare import compare
+from convoy.cli.conv.app import app as conv
 from convoy.cli.doctor import doctor
 from convoy.cli.evaluate import evaluate
 from convoy.cli.layers import layers
@@ -35,6 +36,7 @@ app.command()(compare)
 app.command()(simulate)
 app.add_typer(lab.app)
 app.add_typer(split)
+app.add_typer(conv)
 
 
 def _version(asked: bool) -> None:

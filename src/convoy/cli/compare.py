@@ -61,6 +61,7 @@ def compare(
     optimizer: Name = None,
     precision: Name = None,
     memory_format: Name = None,
+    conv_algorithm: Name = None,
     threads_per_worker: Number = None,
     seed: Number = None,
     out: Annotated[

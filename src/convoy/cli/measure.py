@@ -42,6 +42,7 @@ def measure(
     optimizer: Name = None,
     precision: Name = None,
     memory_format: Name = None,
+    conv_algorithm: Name = None,
     threads_per_worker: Number = None,
     json: Annotated[bool, Option("--json", help="Print the profile on stdout.")] = False,
     verbose: Verbose = False,

@@ -59,6 +59,7 @@ def plan(
     optimizer: Name = None,
     precision: Name = None,
     memory_format: Name = None,
+    conv_algorithm: Name = None,
     threads_per_worker: Number = None,
     picture: Annotated[
         Path | None, Option(help="Draw one step of the chosen plan, as plan.png.")

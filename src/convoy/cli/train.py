@@ -16,6 +16,7 @@ from convoy.cli.watching import Watcher, show_result
 from convoy.networks import names as network_names
 from convoy.runtime.settings import (
     AUGMENTS,
+    CONV_ALGORITHMS,
     LR_SCHEDULES,
     MEMORY_FORMATS,
     OPTIMIZERS,
@@ -125,6 +126,10 @@ def train(
     precision: Annotated[str | None, Option(help=_one_of(PRECISIONS), rich_help_panel=HOW)] = None,
     memory_format: Annotated[
         str | None, Option(help=_one_of(MEMORY_FORMATS), rich_help_panel=HOW)
+    ] = None,
+    conv_algorithm: Annotated[
+        str | None,
+        Option(help=f"Of convolutions: {_one_of(CONV_ALGORITHMS)}", rich_help_panel=HOW),
     ] = None,
     checkpoint_every: Annotated[
         int | None, Option(help="Steps; once per epoch without it.", rich_help_panel=KEEPING)

@@ -82,6 +82,8 @@ class DeviceProfile:
     variation: tuple[float, ...] = STEADY
     """Deciles of a step's time relative to the mean."""
     layers: tuple[LayerProfile, ...] = ()
+    convolutions: Mapping[str, str] = field(default_factory=dict)
+    """By layer, what `--conv-algorithm auto` chose there; torch's where none is named."""
     memory_formats: Mapping[str, float] = field(default_factory=dict)
     """Seconds of forward and backward in each layout that was tried."""
 
@@ -178,6 +180,8 @@ class Profile:
     all_reduce: AllReduceProfile | None = None
     loading: str = "from memory"
     """What loading is: fetching images that lie in memory, or a data set's name; and augmenting."""
+    conv_algorithm: str = "torch"
+    """What convolutions were computed by."""
     created: str = ""
     version: int = VERSION
 

@@ -24,6 +24,7 @@ def differences(profile: Profile, wanted: Profile) -> list[str]:
         ("precision", profile.precision, wanted.precision),
         ("optimizer", profile.optimizer, wanted.optimizer),
         ("loading", profile.loading, wanted.loading),
+        ("convolution algorithm", profile.conv_algorithm, wanted.conv_algorithm),
         *((f"version of {n}", profile.versions.get(n), v) for n, v in wanted.versions.items()),
     ):
         if had != want:

@@ -131,6 +131,7 @@ def of_any_run(preparation: Preparation, layout: str | None) -> dict[str, Any]:
         "seed": settings.seed,
         "precision": settings.precision,
         "memory_format": layout or settings.memory_format,
+        "conv_algorithm": settings.conv_algorithm,
         "wall_s": time.perf_counter() - preparation.begun,
         "resumed_from_step": preparation.start.step if preparation.start else None,
         "startup_s": preparation.timeline.phases(),

@@ -32,6 +32,7 @@ def fastest_layout(
     inputs: Tensor,
     targets: Tensor,
     *,
+    lay_out: Callable[[str], None],
     autocast: Callable[[], AbstractContextManager[Any]],
     agree: Callable[[list[float]], list[float]],
 ) -> str:
@@ -39,7 +40,8 @@ def fastest_layout(
 
     The ranks must choose alike, since buckets of gradients are summed in memory order: `agree`
     turns this rank's times into those of the slowest rank. Alternates the layouts, so that a
-    machine that slows down does so for both; leaves `model` as it was but for its layout.
+    machine that slows down does so for both; leaves `model` as it was but for its layout, which
+    `lay_out` sets.
     """
     if inputs.dim() != 4:
         return "contiguous"
@@ -49,7 +51,7 @@ def fastest_layout(
     with torch.random.fork_rng(devices=[]):
         for repeat in range(1 + _REPEATS):
             for name in FORMATS:
-                set_layout(model, name)
+                lay_out(name)
                 placed = laid_out(inputs, name)
                 _synchronise(inputs.device)
                 started = time.perf_counter()

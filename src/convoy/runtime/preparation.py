@@ -14,6 +14,8 @@ from convoy.cost.optimizers import OPTIMIZER_STATES, has_momentum
 from convoy.cost.world import World
 from convoy.datasets import DataSet
 from convoy.errors import CheckpointError, UsageError
+from convoy.kernels.compiled import cpu
+from convoy.kernels.passes import TORCH
 from convoy.planner import Prediction
 from convoy.runtime.checkpoint import Checkpoint, newest_checkpoint
 from convoy.runtime.formation import Job
@@ -119,6 +121,13 @@ def prepare(job: Job, observer: Observer) -> Preparation:
     timeline = Timeline()
     timeline.mark("imports")
     settings = job.settings
+    if settings.conv_algorithm != TORCH:
+        cpu()  # whatever is missing is said at once
+        timed = " and times them" if settings.conv_algorithm == "auto" else ""
+        observer.say(
+            f"--conv-algorithm {settings.conv_algorithm}: each rank compiles convolutions{timed} "
+            "first, for some seconds; what it finds is kept for later runs"
+        )
     data = open_data(job)
     order = GlobalOrder(
         num_samples=len(data.train), batch_size=settings.batch_size, seed=settings.seed

@@ -135,7 +135,7 @@ def links_of(settings: TrainSettings) -> str:
 def cache_path(wanted: Profile, links: str = "") -> Path:
     """Where the profile for these machines, links and network is kept."""
     what = [wanted.network, wanted.precision, wanted.optimizer, wanted.memory_format]
-    what.append(wanted.loading)
+    what += [wanted.loading, wanted.conv_algorithm]
     where = [(d.machine, d.device, d.cores, d.threads) for d in wanted.devices]
     digest = hashlib.sha256(repr((what, where, links)).encode()).hexdigest()[:12]
     name = re.sub(r"[^a-zA-Z0-9.-]+", "-", wanted.network.name).strip("-")[:40]

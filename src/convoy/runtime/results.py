@@ -50,6 +50,7 @@ class RunResult:
     """{"machine", "rank", "ratio"}: whose compute time exceeds the others' most."""
     ranks: list[dict[str, Any]]
     """Medians of the last crew's ranks: {"rank", "machine", "compute_s", "wait_s", "comm_s"}."""
+    conv_algorithm: str = "torch"
     recoveries: list[dict[str, Any]] = field(default_factory=list)
     """One per lost crew: {"step", "lost", "seconds"}, from the loss to the next step's end."""
     rebalancings: list[dict[str, Any]] = field(default_factory=list)

@@ -72,6 +72,7 @@ def identity(job: Job) -> Profile:
         precision=settings.precision,
         optimizer=settings.optimizer,
         memory_format=settings.memory_format,
+        conv_algorithm=settings.conv_algorithm,
         batch_size=settings.batch_size,
         loading=_loading(data, settings),
         versions={"convoy": __version__, "torch": torch.__version__.partition("+")[0]},
@@ -135,6 +136,7 @@ def survey(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) ->
         precision=wanted.precision,
         optimizer=wanted.optimizer,
         memory_format=layout,
+        conv_algorithm=wanted.conv_algorithm,
         batch_size=wanted.batch_size,
         loading=wanted.loading,
         versions=wanted.versions,
@@ -218,6 +220,7 @@ def _device_profile(
         update_s=statistics.median(steps.seconds["update"]),
         replica_s=steps.replica_s,
         variation=steps.variation,
+        convolutions=about["convolutions"],
         layers=tuple(
             LayerProfile(
                 name=name,

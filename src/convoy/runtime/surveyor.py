@@ -34,7 +34,7 @@ from convoy.interfaces import interface_of
 from convoy.runtime.device_facts import describe_device
 from convoy.runtime.formation import Job
 from convoy.runtime.layer_timer import LayerTimes, time_layers
-from convoy.runtime.layout import FORMATS, laid_out, set_layout
+from convoy.runtime.layout import FORMATS, laid_out
 from convoy.runtime.link_timer import time_all_reduces, time_link
 from convoy.runtime.memory import keep_freed_memory
 from convoy.runtime.part_timer import time_filters
@@ -92,7 +92,11 @@ class Surveyor:
         self._trainee = Trainee(job, self._device, self._num_threads)
         for group in self._trainee.optimizer.param_groups:
             group["lr"] = 0.0  # all the work, and the same numbers every time
-        return {"pid": os.getpid(), **describe_device(self._device)}
+        return {
+            "pid": os.getpid(),
+            **describe_device(self._device),
+            "convolutions": dict(self._trainee.convolutions.chosen),
+        }
 
     def describe(self) -> dict[str, Any]:
         """What the device is, without a network."""
@@ -254,7 +258,7 @@ class Surveyor:
 
     def _set_layout(self, layout: str) -> None:
         self._layout = layout
-        set_layout(self._trainee.model, layout)
+        self._trainee.lay_out(layout)
 
     def _batch(self, size: int) -> Batch:
         trainee = self._trainee

@@ -26,7 +26,9 @@ from convoy import state
 from convoy.comm import Comm, PeerLostError
 from convoy.datasets import augment
 from convoy.errors import DivergedError
+from convoy.kernels.tuner import MOST_IMAGES
 from convoy.runtime.common_state import CommonState
+from convoy.runtime.conv_choice import ConvChoice
 from convoy.runtime.evaluation import Sums, evaluate
 from convoy.runtime.formation import Formation, Job, Outcome, Part, Sink
 from convoy.runtime.gate import Gate
@@ -64,6 +66,28 @@ class Trainee:
         self.num_steps = num_steps(settings, self.order)
         self._common = CommonState(self.model, self.optimizer)
         self._is_new = True
+        self.convolutions = ConvChoice(
+            self.model,
+            settings.conv_algorithm,
+            inputs=lambda: self.fetch(self._some())[0],
+            loss=self._loss_of_some,
+            num_threads=num_threads,
+        )
+
+    def lay_out(self, layout: str) -> None:
+        """Set the network's memory layout, and the algorithms of convolutions that go with it."""
+        set_layout(self.model, layout)
+        self.convolutions.apply(layout)
+
+    def _some(self) -> Tensor:
+        """Images to time convolutions with: as many as a step has, and no more than that needs."""
+        count = min(self.job.settings.batch_size, MOST_IMAGES, len(self.data.train))
+        return torch.arange(count)
+
+    def _loss_of_some(self) -> Tensor:
+        inputs, targets = self.fetch(self._some())
+        with self.autocast():
+            return F.cross_entropy(self.model(inputs), targets)
 
     def train(
         self, formation: Formation, gate: Gate, sink: Sink, store: dist.Store | None
@@ -82,7 +106,7 @@ class Trainee:
             if layout is None:
                 layout = self._choose_layout(formation, comm)
                 sink.layout(layout)
-            set_layout(self.model, layout)
+            self.lay_out(layout)
             ran_to = self._run(formation, comm, gate, sink, layout)
         except PeerLostError as lost:
             return self.lost(lost)
@@ -156,6 +180,7 @@ class Trainee:
             self.model,
             inputs,
             targets,
+            lay_out=self.lay_out,
             autocast=self.autocast,
             agree=agree,
         )

@@ -28,7 +28,6 @@ from convoy.errors import DivergedError
 from convoy.runtime.evaluation import EVALUATION_BATCH
 from convoy.runtime.events import EventSink
 from convoy.runtime.formation import Outcome
-from convoy.runtime.layout import set_layout
 from convoy.runtime.servers.client import HELD_PATIENCE_S, PATIENCE_S, ShardClient
 from convoy.runtime.servers.commands import Command, asked, told
 from convoy.runtime.servers.messages import Whereabouts
@@ -162,7 +161,7 @@ class Replica:
         self._layout = trainee.choose_layout(
             orders.plan.problem.batch_size, lambda times: comm.maximum(times, torch.device("cpu"))
         )
-        set_layout(trainee.model, self._layout)
+        trainee.lay_out(self._layout)
         self._sink.layout(self._layout)
         self._server.fetch()
         self._rank = rank = Rank(

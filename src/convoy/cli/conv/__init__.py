@@ -1,0 +1,1 @@
+"""Verbs of `convoy conv`, a file each."""

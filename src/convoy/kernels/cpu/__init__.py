@@ -1,0 +1,1 @@
+"""Convolutions on a CPU, compiled by Numba; threads are ours, and hold no lock while they work."""

@@ -1,0 +1,106 @@
+"""Which algorithms a rank's convolutions are computed by: what was asked for, or the fastest.
+
+`auto` is timed twice: every layer by itself (`kernels.tuner`, kept), and then forward and backward
+passes of the whole network as torch does it and with what was chosen, in turns, of which the faster
+is taken: what is fastest alone may not be among others, whose caches and memory it shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pooch
+import torch
+from torch import Tensor, nn
+
+from convoy.errors import UsageError
+from convoy.kernels.layers import convolutions, geometries, use_algorithm
+from convoy.kernels.passes import TORCH
+from convoy.kernels.timing import in_turns
+from convoy.kernels.tuner import MARGIN, Kept, tuned
+
+AUTO = "auto"
+ENOUGH_S = 0.5
+
+
+class ConvChoice:
+    """The algorithms of one rank's network, by memory layout."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        asked: str,
+        *,
+        inputs: Callable[[], Tensor],
+        loss: Callable[[], Tensor],
+        num_threads: int,
+    ) -> None:
+        """Find what is fastest, if that was asked for.
+
+        Args:
+            model: on its device.
+            asked: as --conv-algorithm says.
+            inputs: images as a step has them.
+            loss: of `model` for them.
+            num_threads: of this rank.
+
+        Raises:
+            UsageError: an algorithm of ours on a GPU.
+        """
+        self.asked, self._model = asked, model
+        self.chosen: Mapping[str, str] = {}
+        """By layer, where it is not torch's own."""
+        if asked == TORCH or not convolutions(model):
+            return
+        parameter = next(model.parameters())
+        if parameter.device.type != "cpu":
+            if asked != AUTO:
+                raise UsageError(
+                    f"--conv-algorithm {asked} runs on a CPU, and this rank is on "
+                    f"{parameter.device}: expected torch or auto"
+                )
+            return
+        if asked != AUTO:
+            self.chosen = dict.fromkeys(convolutions(model), asked)
+        elif parameter.dtype in (torch.float32, torch.float64):
+            self.chosen = self._fastest(inputs(), loss, num_threads, parameter.dtype)
+
+    def apply(self, layout: str) -> None:
+        """Have the model use them, once it has this layout.
+
+        What was timed is the contiguous layout; in the other torch's own algorithms are at home.
+        """
+        fits = layout == "contiguous" or self.asked != AUTO
+        if self.chosen:
+            use_algorithm(self._model, TORCH)
+            if fits:
+                use_algorithm(self._model, self.chosen)
+
+    def _fastest(
+        self, inputs: Tensor, loss: Callable[[], Tensor], num_threads: int, dtype: torch.dtype
+    ) -> dict[str, str]:
+        kept = Kept(Path(pooch.os_cache("convoy")) / "convolutions.json")
+        found = tuned(geometries(self._model, inputs), num_threads, dtype, kept)
+        chosen = {name: str(of) for name, of in found.items() if set(of) != {TORCH}}
+        if not chosen:
+            return {}
+
+        def passes(algorithms: str | Mapping[str, str]) -> Callable[[], Any]:
+            def work() -> None:
+                use_algorithm(self._model, TORCH)
+                use_algorithm(self._model, algorithms)
+                loss().backward()
+                self._model.zero_grad(set_to_none=True)
+
+            return work
+
+        kept_buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        with torch.random.fork_rng(devices=[]):
+            seconds = in_turns({TORCH: passes(TORCH), AUTO: passes(chosen)}, ENOUGH_S)
+        use_algorithm(self._model, TORCH)
+        with torch.no_grad():
+            for name, buffer in self._model.named_buffers():
+                buffer.copy_(kept_buffers[name])
+        return chosen if seconds[AUTO] * MARGIN < seconds[TORCH] else {}

@@ -1,0 +1,224 @@
+"""Our algorithms against torch's own convolution in float64, and autograd against differences."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convoy.errors import UnknownNameError, UsageError
+from convoy.kernels import convolve
+from convoy.kernels.cpu import convolution, threads
+from convoy.kernels.geometry import Geometry
+from convoy.kernels.passes import ALGORITHMS
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution to be tried."""
+
+    geometry: Geometry
+    has_bias: bool
+    seed: int
+
+
+@st.composite
+def cases(draw: Any) -> Case:
+    """Shapes, strides, paddings, dilations and groups that fit one another."""
+    groups = draw(st.integers(1, 3))
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 3)))
+    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    least = [max(1, span - 2 * pad) for span, pad in zip(spans, padding, strict=True)]
+    return Case(
+        geometry=Geometry(
+            images=draw(st.integers(0, 4)),
+            channels=groups * draw(st.integers(1, 3)),
+            height=draw(st.integers(least[0], least[0] + 9)),
+            width=draw(st.integers(least[1], least[1] + 9)),
+            filters=groups * draw(st.integers(1, 4)),
+            kernel=kernel,
+            stride=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+        ),
+        has_bias=draw(st.booleans()),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+def drawn(case: Case, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+    """Input, weight and bias."""
+    g, generator = case.geometry, torch.Generator().manual_seed(case.seed)
+    shapes = [(g.images, g.channels, g.height, g.width)]
+    shapes += [(g.filters, g.channels // g.groups, *g.kernel)]
+    shapes += [(g.filters,)] if case.has_bias else []
+    made = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return tuple(tensor.to(dtype) for tensor in made) + (() if case.has_bias else (None,))
+
+
+def window(g: Geometry) -> tuple[Any, ...]:
+    return g.stride, g.padding, g.dilation, g.groups
+
+
+def gradients(function: Any, case: Case, dtype: torch.dtype, **how: Any) -> list[torch.Tensor]:
+    """The output, and the gradients of a weighted sum of it."""
+    given = [None if t is None else t.requires_grad_() for t in drawn(case, dtype)]
+    output = function(*given, *window(case.geometry), **how)
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    weights = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(dtype)
+    (output * weights).sum().backward()
+    return [output, *(t.grad for t in given if t is not None)]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_it_is_torchs_convolution(algorithm: str, case: Case) -> None:
+    expected = gradients(torch.nn.functional.conv2d, case, torch.float64)
+    found = gradients(convolve, case, torch.float64, algorithm=algorithm)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@settings(max_examples=12, deadline=None)
+@given(case=cases(), span=st.integers(1, 40), deep=st.integers(1, 20))
+def test_pieces_and_threads_change_nothing(
+    algorithm: str, num_threads: int, case: Case, span: int, deep: int
+) -> None:
+    x, weight, _ = drawn(case)
+    g = case.geometry
+    given = x.numpy(), weight.numpy()
+    size = {"span": span, "deep": deep} if algorithm == "pipelined" else {}
+    of_input = {"span": span} if size else {}
+    made = convolution.forward(g, *given, None, algorithm, num_threads, **size)
+    expected = torch.nn.functional.conv2d(
+        x.requires_grad_(), weight.requires_grad_(), None, *window(g)
+    )
+    near = {"rtol": 1e-11, "atol": 1e-11}
+    torch.testing.assert_close(torch.from_numpy(made), expected, **near)
+    again = convolution.forward(g, *given, None, algorithm, num_threads, **size)
+    assert (made == again).all()
+    expected.backward(torch.from_numpy(made))
+    how = (algorithm, num_threads)
+    for _ in range(2):
+        to_weight = convolution.weight_gradient(g, given[0], made, *how, **of_input)
+        to_input = convolution.input_gradient(g, made, given[1], *how, **of_input)
+        torch.testing.assert_close(torch.from_numpy(to_weight), weight.grad, **near)
+        torch.testing.assert_close(torch.from_numpy(to_input), x.grad, **near)
+    assert (to_weight == convolution.weight_gradient(g, given[0], made, *how, **of_input)).all()
+    assert (to_input == convolution.input_gradient(g, made, given[1], *how, **of_input)).all()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_float32(algorithm: str) -> None:
+    geometry = Geometry(
+        images=3, channels=4, height=11, width=9, filters=6, kernel=(3, 3), padding=(1, 1), groups=2
+    )
+    case = Case(geometry, has_bias=True, seed=0)
+    for ours, theirs in zip(
+        gradients(convolve, case, torch.float32, algorithm=algorithm),
+        gradients(torch.nn.functional.conv2d, case, torch.float64),
+        strict=True,
+    ):
+        assert ours.dtype is torch.float32
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_gradients_are_those_of_differences(algorithm: str) -> None:
+    geometry = Geometry(
+        images=2, channels=4, height=5, width=4, filters=4, kernel=(3, 2), stride=(2, 1),
+        padding=(1, 0), dilation=(1, 2), groups=2,
+    )  # fmt: skip
+    given = [t.requires_grad_() for t in drawn(Case(geometry, has_bias=True, seed=1))]
+    assert torch.autograd.gradcheck(
+        lambda *tensors: convolve(*tensors, *window(geometry), algorithm=algorithm), given
+    )
+
+
+def test_operations_are_as_torch_wants_them() -> None:
+    geometry = Geometry(images=2, channels=2, height=5, width=5, filters=3, kernel=(3, 3))
+    inputs, weight, bias = drawn(Case(geometry, has_bias=True, seed=2), torch.float32)
+    arguments = (inputs.requires_grad_(), weight, bias, [1, 1, 0, 0, 1, 1], 1, "pipelined")
+    torch.library.opcheck(torch.ops.convoy.convolve.default, arguments)
+
+
+@pytest.mark.parametrize("what", ["stride", "padding", "dilation"])
+def test_numbers_that_are_none(what: str) -> None:
+    inputs, weight = torch.zeros(1, 1, 5, 5), torch.zeros(1, 1, 3, 3)
+    for wrong in (-1, (1, 2, 3), 1.5):
+        with pytest.raises(UsageError, match=f"{what} .*: expected an integer"):
+            convolve(inputs, weight, **{what: wrong})  # type: ignore[arg-type]
+
+
+def test_what_does_not_fit_is_said() -> None:
+    inputs, weight = torch.zeros(1, 4, 5, 5), torch.zeros(6, 2, 3, 3)
+    with pytest.raises(UnknownNameError, match=r"'pipeline'. Nearest: pipelined"):
+        convolve(inputs, weight, groups=2, algorithm="pipeline")
+    with pytest.raises(UsageError, match="expected 2 channels"):
+        convolve(inputs, weight)
+    with pytest.raises(UsageError, match="4 groups .* expected a number of groups that divides"):
+        convolve(torch.zeros(1, 8, 5, 5), weight, groups=4)
+    with pytest.raises(UsageError, match="spans 7 and the padded input has a height of 5"):
+        convolve(inputs, torch.zeros(6, 4, 7, 1))
+    with pytest.raises(UsageError, match="spans 9 and the padded input has a width of 7"):
+        convolve(inputs, torch.zeros(6, 4, 1, 5), padding=1, dilation=2)
+    with pytest.raises(UsageError, match=r"a bias of \[5\]: expected \[6\]"):
+        convolve(inputs, weight, torch.zeros(5), groups=2)
+    with pytest.raises(UsageError, match="bfloat16.*expected float32 or float64"):
+        convolve(inputs.bfloat16(), weight.bfloat16(), groups=2)
+    with pytest.raises(UsageError, match="weight is torch.float64 and the input torch.float32"):
+        convolve(inputs, weight.double(), groups=2)
+    with pytest.raises(UsageError, match="on meta: pipelined runs on a CPU only"):
+        convolve(inputs.to("meta"), weight, groups=2)
+    with pytest.raises(UsageError, match=r"an input \[4, 5, 5\] and a weight"):
+        convolve(inputs[0], weight)
+
+
+@pytest.mark.parametrize("is_torchs", [True, False])
+def test_threads(monkeypatch: pytest.MonkeyPatch, is_torchs: bool) -> None:
+    if not is_torchs:
+        monkeypatch.setattr(threads, "_torchs_openmp", lambda: None)
+    ranges = threads.shares(100, 3)
+    assert [b - a for a, b in ranges] == [33, 33, 34]
+    done: dict[int, tuple[int, int]] = {}
+    threads.in_parallel(lambda number, *part: done.update({number: part}), ranges)
+    assert done == dict(enumerate(ranges))
+
+    def fails(number: int, *_: int) -> None:
+        if number == 2:
+            raise ValueError("the third")
+
+    with pytest.raises(ValueError, match="the third"):
+        threads.in_parallel(fails, ranges)
+    assert threads.shares(10, 4, unit=4) == [(0, 4), (4, 8), (8, 10)]
+    assert threads.shares(0, 2) == [(0, 0)]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_threads_of_the_users_own(algorithm: str) -> None:
+    geometry = Geometry(
+        images=4, channels=3, height=9, width=9, filters=5, kernel=(3, 3), padding=(1, 1)
+    )
+    inputs, weight, _ = drawn(Case(geometry, has_bias=False, seed=3))
+    expected = torch.nn.functional.conv2d(inputs, weight, padding=1)
+    with ThreadPoolExecutor(4) as pool:
+        made = pool.map(
+            lambda _: convolution.forward(
+                geometry, inputs.numpy(), weight.numpy(), None, algorithm, 2
+            ),
+            range(40),
+        )
+        for one in made:
+            torch.testing.assert_close(torch.from_numpy(one), expected, rtol=1e-11, atol=1e-11)

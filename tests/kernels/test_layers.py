@@ -1,0 +1,110 @@
+"""Algorithms of a model's layers: chosen in place, and back."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from convoy import networks
+from convoy.errors import UnknownNameError, UsageError
+from convoy.kernels import use_algorithm
+from convoy.kernels.geometry import Geometry
+from convoy.kernels.layers import ChosenConv2d, convolutions, geometries
+from convoy.kernels.passes import ByPass, by_pass
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding="same"),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, (2, 3), stride=(1, 2), groups=2, bias=False),
+        nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(3, 3, 2, padding="same"),
+    ).double()
+
+
+def trained(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    """The output, and gradients of everything."""
+    model.zero_grad()
+    output = model(images)
+    (output * output.detach().cos()).sum().backward()
+    return [output.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize(
+    "algorithm",
+    ["direct", "lowering", "pipelined", "torch/pipelined/lowering", "direct/torch/torch"],
+)
+def test_it_computes_what_it_did_and_is_changed_back(algorithm: str) -> None:
+    model, images = network(), torch.randn(3, 2, 7, 8, dtype=torch.float64)
+    before, names = trained(model, images), dict(model.named_parameters())
+    assert use_algorithm(model, algorithm) is model
+    assert [type(layer) for layer in model][::2] == [ChosenConv2d, ChosenConv2d, nn.Conv2d]
+    assert f"algorithm={algorithm}" in repr(model)
+    for ours, torchs in zip(trained(model, images), before, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-12)
+    single = model(images[0])
+    torch.testing.assert_close(single, before[0][0], rtol=1e-12, atol=1e-12)
+    assert dict(model.named_parameters()).keys() == names.keys()
+    assert all(model.get_parameter(name) is old for name, old in names.items())
+    twin = copy.deepcopy(model)
+    use_algorithm(model, "torch")
+    assert not any(isinstance(layer, ChosenConv2d) for layer in model)
+    assert "algorithm" not in repr(model)
+    assert isinstance(twin[0], ChosenConv2d)
+
+
+def test_layers_are_chosen_one_by_one() -> None:
+    model = network()
+    use_algorithm(model, {"2": "lowering"})
+    assert [type(layer) for layer in model][::2] == [nn.Conv2d, ChosenConv2d, nn.Conv2d]
+    with pytest.raises(UnknownNameError, match="convolution layer '7'"):
+        use_algorithm(model, {"0": "direct", "7": "direct"})
+    with pytest.raises(UsageError, match=r"layer '3' keeps torch's own.*pads with zeros"):
+        use_algorithm(model, {"3": "direct"})
+    with pytest.raises(UsageError, match="layer '4' keeps torch's own"):  # one more on one side
+        use_algorithm(model, {"4": "direct"})
+    with pytest.raises(UnknownNameError, match=r"'lowring'. Nearest: lowering"):
+        use_algorithm(model, "lowring")
+    with pytest.raises(UsageError, match="expected one, or three with / between them"):
+        use_algorithm(model, "direct/direct")
+    assert list(convolutions(model)) == ["0", "2"]
+    assert isinstance(model[2], ChosenConv2d)  # nothing of what was refused is done
+    assert not isinstance(model[0], ChosenConv2d)
+
+
+def test_torch_compile_goes_through() -> None:
+    model = use_algorithm(nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()), "pipelined")
+    images = torch.randn(2, 2, 6, 6)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), model(images))
+    compiled(images).sum().backward()
+    grads = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model(images).sum().backward()
+    for found, expected in zip(grads, model.parameters(), strict=True):
+        torch.testing.assert_close(found, expected.grad)
+
+
+def test_geometries_of_a_network() -> None:
+    model = networks.build("googlenet", input_shape=(3, 224, 224), num_classes=1000)
+    found = geometries(model, torch.zeros(1, 3, 224, 224))
+    assert len(found) == 57  # Szegedy et al., table 1
+    assert sum(g.kernel != (1, 1) for g in found.values()) == 20
+    first = next(iter(found.values()))
+    assert first == Geometry(
+        images=1, channels=3, height=224, width=224, filters=64, kernel=(7, 7), stride=(2, 2),
+        padding=(3, 3),
+    )  # fmt: skip
+    assert model.training
+
+
+def test_one_name_or_three() -> None:
+    assert by_pass("direct") == ByPass("direct", "direct", "direct")
+    assert str(by_pass("direct/torch/lowering")) == "direct/torch/lowering"
+    assert str(ByPass("torch", "torch", "torch")) == "torch"

@@ -1,0 +1,106 @@
+"""Algorithms of a rank's convolutions: those asked for, or what is fastest here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import convoy
+from convoy.api.requests import job_of
+from convoy.errors import UsageError
+from convoy.kernels.layers import ChosenConv2d
+from convoy.kernels.passes import ByPass
+from convoy.runtime import conv_choice
+from convoy.runtime.training import Trainee
+
+ON = {"workers": 1, "threads_per_worker": 1, "strategy": "single", "batch_size": 8}
+SMALL = "synthetic:3x16x16:10"
+
+
+def trainee(**options: Any) -> Trainee:
+    job = job_of("cifar10-quick", SMALL, ON | options)
+    return Trainee(job, torch.device("cpu"), 1)
+
+
+@pytest.fixture
+def choices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """What the tuner finds for two of three layers, and what whole passes take."""
+    told: dict[str, Any] = {
+        "found": {
+            "conv1": ByPass("pipelined", "torch", "lowering"),
+            "conv2": ByPass("torch", "torch", "torch"),
+            "conv3": ByPass("lowering", "lowering", "lowering"),
+        },
+        "seconds": {"torch": 1.0, "auto": 0.9},
+    }
+    monkeypatch.setattr(conv_choice.pooch, "os_cache", lambda _name: tmp_path)
+    monkeypatch.setattr(conv_choice, "tuned", lambda *_args, **_more: told["found"])
+
+    def in_turns(works: Any, _enough_s: float) -> dict[str, float]:
+        for work in works.values():
+            work()
+        return dict(told["seconds"])
+
+    monkeypatch.setattr(conv_choice, "in_turns", in_turns)
+    return told
+
+
+def algorithms(model: torch.nn.Module) -> dict[str, str]:
+    return {n: m.algorithm for n, m in model.named_modules() if isinstance(m, ChosenConv2d)}
+
+
+def test_what_was_asked_for_is_used_in_any_layout() -> None:
+    one = trainee(conv_algorithm="lowering")
+    for layout in ("contiguous", "channels-last"):
+        one.lay_out(layout)
+        assert algorithms(one.model) == dict.fromkeys(("conv1", "conv2", "conv3"), "lowering")
+
+
+def test_the_fastest_is_used_in_the_layout_it_was_timed_in(choices: dict[str, Any]) -> None:
+    one, plain = trainee(conv_algorithm="auto"), trainee()
+    expected = {"conv1": "pipelined/torch/lowering", "conv3": "lowering"}
+    assert one.convolutions.chosen == expected
+    assert algorithms(one.model) == {}
+    for layout, used in (("contiguous", expected), ("channels-last", {}), ("contiguous", expected)):
+        one.lay_out(layout)
+        assert algorithms(one.model) == used
+    one.lay_out("contiguous")
+    for ours, torchs in zip(one.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(ours, torchs)
+        assert ours.grad is None
+
+
+def test_what_is_slower_as_a_whole_is_not_taken(choices: dict[str, Any]) -> None:
+    choices["seconds"] = {"torch": 1.0, "auto": 0.99}
+    assert trainee(conv_algorithm="auto").convolutions.chosen == {}
+
+
+def test_with_bfloat16() -> None:
+    with pytest.raises(UsageError, match="--precision bf16 expected torch or auto"):
+        trainee(conv_algorithm="direct", precision="bf16")
+
+
+def test_a_run_is_that_of_torch(tmp_path: Path) -> None:
+    found = []
+    for name in ("torch", "torch", "pipelined"):
+        folder = tmp_path / f"{name}-{len(found)}"
+        convoy.train(
+            network="cifar10-quick",
+            dataset=SMALL,
+            out=folder,
+            steps=4,
+            precision="fp64",
+            memory_format="contiguous",
+            conv_algorithm=name,
+            **ON,
+        )
+        found.append(load_file(folder / "model.safetensors"))
+    torchs, again, ours = found
+    for name, tensor in torchs.items():
+        assert torch.equal(again[name], tensor)
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-11, atol=1e-11)
+    assert any(not torch.equal(ours[name], tensor) for name, tensor in torchs.items())
