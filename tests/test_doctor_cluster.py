@@ -69,7 +69,7 @@ def test_a_real_cluster_with_one_machine_missing(tmp_path: Path) -> None:
 def test_a_real_node_answers_and_one_that_is_not_there_does_not() -> None:
     (real,) = list_nodes()
     gone = Node(id="e" * 56, name="gone", host="vm", address="127.0.0.1", cpus=1, gpus=0)
-    answers = survey([real, gone], timeout_s=15)
+    answers = survey([real, gone], timeout_s=60)
     answer = answers[real.id]
     assert isinstance(answer, Answer)
     assert abs(answer.offset_s) <= answer.bound_s + 1e-3

@@ -91,6 +91,18 @@ def test_torch_compile_goes_through() -> None:
         torch.testing.assert_close(found, expected.grad)
 
 
+def test_a_channels_last_model() -> None:
+    model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 6, 6).contiguous(memory_format=torch.channels_last)
+    expected = trained(model, images)
+    for algorithm in ("torch/pipelined/direct", "pipelined/torch/torch"):
+        use_algorithm(model, algorithm)
+        for ours, torchs in zip(trained(model, images), expected, strict=True):
+            torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-5)
+        arguments = (images, model.weight, model.bias, [1, 1, 0, 0, 1, 1], 1, algorithm)
+        torch.library.opcheck(torch.ops.convoy.convolve.default, arguments)
+
+
 def test_geometries_of_a_network() -> None:
     model = networks.build("googlenet", input_shape=(3, 224, 224), num_classes=1000)
     found = geometries(model, torch.zeros(1, 3, 224, 224))

@@ -31,7 +31,7 @@ WHOLE = (
 NUMBERS = ("lr", "momentum", "weight_decay", "lr_gamma", "timeout_s")
 TEXTS = (
     *("network", "data", "strategy", "cluster", "optimizer", "lr_schedule", "precision"),
-    *("memory_format", "augment"),
+    *("memory_format", "augment", "conv_algorithm"),
 )
 PATHS = ("profile", "data_dir", "weights", "resume", "out")
 SWITCHES = ("rebalance",)

@@ -16,6 +16,8 @@ def cpu() -> ModuleType:
         UsageError: Numba or SciPy is not there.
     """
     try:
+        import scipy.linalg.cython_blas  # noqa: F401 - the products of what is compiled
+
         from convoy.kernels.cpu import convolution
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("convoy"):

@@ -74,10 +74,11 @@ class Geometry:
                 f"{self.groups} groups of {self.channels} channels and {self.filters} filters: "
                 "expected a number of groups that divides both"
             )
-        if min(self.channels, self.filters, *self.kernel) < 1:
+        if min(self.channels, self.height, self.width, self.filters, *self.kernel) < 1:
             raise UsageError(
-                f"a convolution of {self.channels} channels, {self.filters} filters and a kernel "
-                f"of {list(self.kernel)}: expected 1 or more of each"
+                f"a convolution of {self.channels} channels of {self.height}x{self.width}, "
+                f"{self.filters} filters and a kernel of {list(self.kernel)}: expected 1 or more "
+                "of each"
             )
         for axis, padded, spans in zip("yx", self.padded, self._spans, strict=True):
             if spans > padded:

@@ -65,9 +65,10 @@ def convolve(
         if tensor is None:
             continue
         if tensor.dtype not in DTYPES or tensor.dtype != input.dtype:
+            beside = "" if tensor is input else f" and the input {input.dtype}"
             raise UsageError(
-                f"the {what} is {tensor.dtype} and the input {input.dtype}: expected float32 or "
-                f"float64 in all of them; {algorithm} has no other. Without it torch's own is used"
+                f"the {what} is {tensor.dtype}{beside}: expected float32 or float64 in all of "
+                f"them; {algorithm} has no other. With algorithm torch it would be torch's own"
             )
         if tensor.device.type != "cpu":
             raise UsageError(f"the {what} is on {tensor.device}: {algorithm} runs on a CPU only")
@@ -99,7 +100,8 @@ def _convolve(
 ) -> Tensor:
     chosen = by_pass(algorithm).forward
     if chosen == TORCH:
-        return torch.conv2d(input.contiguous(), weight, bias, *_parts(window), groups)
+        plain = torch.conv2d(input.contiguous(), weight.contiguous(), bias, *_parts(window), groups)
+        return plain.contiguous()
     geometry = geometry_of(input.shape, weight.shape, *_parts(window), groups)
     added = None if bias is None else _array(bias)
     made = cpu().forward(
@@ -120,7 +122,7 @@ def _convolve_input(
     chosen = by_pass(algorithm).input
     if chosen == TORCH:
         stands_for = gradient.new_empty(1).expand(input_shape)
-        return _by_torch(gradient, stands_for, weight, window, groups, 0)
+        return _by_torch(gradient, stands_for, weight.contiguous(), window, groups, 0)
     geometry = geometry_of(input_shape, weight.shape, *_parts(window), groups)
     made = cpu().input_gradient(
         geometry, _array(gradient), _array(weight), chosen, torch.get_num_threads()

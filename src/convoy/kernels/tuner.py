@@ -13,9 +13,10 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ import torch
 from convoy.kernels.geometry import Geometry
 from convoy.kernels.passes import LOWERING, PASSES, PIPELINED, TORCH, ByPass, by_pass
 from convoy.kernels.timing import timed
+from convoy.version import __version__
 
 CANDIDATES = (TORCH, LOWERING, PIPELINED)
 MOST_IMAGES = 64
 """Of more, a part is timed: what a convolution takes is proportional to them long before."""
+MOST_FLOPS = 4e9
+"""Of a pass that is timed: a tenth of a second on a core; what is lowered is then some 100 MB."""
 MARGIN = 1.03
 """An algorithm of ours is taken where torch's takes this much longer: less is noise."""
 ENOUGH_S = 0.1
@@ -108,7 +112,7 @@ def _flat(values: tuple[Any, ...]) -> list[int]:
 
 
 def _machine() -> str:
-    versions = [str(torch.__version__)]
+    versions = [__version__, str(torch.__version__), platform.machine(), str(os.cpu_count())]
     for package in ("numba", "scipy"):
         with contextlib.suppress(PackageNotFoundError):
             versions.append(version(package))
@@ -123,8 +127,11 @@ def _processor() -> str:
 
 
 def _rounded(geometry: Geometry) -> Geometry:
-    up = 1 << max(0, geometry.images - 1).bit_length()
-    return replace(geometry, images=min(MOST_IMAGES, up))
+    """What is timed in its place: few enough images that a turn takes little time and memory."""
+    images = min(MOST_IMAGES, 1 << max(0, geometry.images - 1).bit_length())
+    while images > 1 and geometry.of_images(images).flops > MOST_FLOPS:
+        images //= 2
+    return geometry.of_images(images)
 
 
 def _fastest(geometry: Geometry, num_threads: int, dtype: torch.dtype) -> ByPass:

@@ -11,15 +11,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pooch
 import torch
 from torch import Tensor, nn
 
 from convoy.errors import UsageError
+from convoy.kernels.compiled import cpu
 from convoy.kernels.layers import convolutions, geometries, use_algorithm
 from convoy.kernels.passes import TORCH
 from convoy.kernels.timing import in_turns
-from convoy.kernels.tuner import MARGIN, Kept, tuned
+from convoy.kernels.tuner import CANDIDATES, MARGIN, Kept, tuned
 
 AUTO = "auto"
 ENOUGH_S = 0.5
@@ -33,6 +35,8 @@ class ConvChoice:
         model: nn.Module,
         asked: str,
         *,
+        is_mixed: bool,
+        layout: str,
         inputs: Callable[[], Tensor],
         loss: Callable[[], Tensor],
         num_threads: int,
@@ -42,6 +46,8 @@ class ConvChoice:
         Args:
             model: on its device.
             asked: as --conv-algorithm says.
+            is_mixed: whether the network computes in bfloat16, which ours do not.
+            layout: as --memory-format says.
             inputs: images as a step has them.
             loss: of `model` for them.
             num_threads: of this rank.
@@ -62,21 +68,29 @@ class ConvChoice:
                     f"{parameter.device}: expected torch or auto"
                 )
             return
+        if parameter.dtype not in (torch.float32, torch.float64):
+            return
+        dtype = np.dtype(str(parameter.dtype).removeprefix("torch."))
         if asked != AUTO:
+            cpu().compile_all(dtype, [asked])  # no step is to wait for that
             self.chosen = dict.fromkeys(convolutions(model), asked)
-        elif parameter.dtype in (torch.float32, torch.float64):
+        elif not is_mixed and layout != "channels-last":
+            cpu().compile_all(dtype, CANDIDATES[1:])
             self.chosen = self._fastest(inputs(), loss, num_threads, parameter.dtype)
+            cpu().forget()
+
+    def used(self, layout: str) -> dict[str, str]:
+        """By layer, what is not torch's own in this layout."""
+        return dict(self.chosen) if layout == "contiguous" or self.asked != AUTO else {}
 
     def apply(self, layout: str) -> None:
         """Have the model use them, once it has this layout.
 
         What was timed is the contiguous layout; in the other torch's own algorithms are at home.
         """
-        fits = layout == "contiguous" or self.asked != AUTO
         if self.chosen:
             use_algorithm(self._model, TORCH)
-            if fits:
-                use_algorithm(self._model, self.chosen)
+            use_algorithm(self._model, self.used(layout))
 
     def _fastest(
         self, inputs: Tensor, loss: Callable[[], Tensor], num_threads: int, dtype: torch.dtype

@@ -110,6 +110,7 @@ def survey(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) ->
         observer.say(f"measuring {', '.join(f'{p.machine} ({p.device})' for p in places)}")
         about = party.ask("prepare", [(party.job,)] * len(places), START_TIMEOUT_S)
         layout, layouts = _choose_layout(job, party)
+        chosen = party.ask("convolutions", [(layout,)] * len(places))
         sizes = ladder(job.settings.batch_size)
         orders = Orders(layout=layout, samples=sizes, seconds=STEPS_S)
         found: list[Steps] = party.ask("steps", [(orders,)] * len(places))
@@ -141,7 +142,13 @@ def survey(job: Job, places: Sequence[Place], observer: Observer, pool: Pool) ->
         loading=wanted.loading,
         versions=wanted.versions,
         devices=tuple(
-            replace(device, **on_state[i], alone=alone[i], memory_formats=layouts[i])
+            replace(
+                device,
+                **on_state[i],
+                alone=alone[i],
+                memory_formats=layouts[i],
+                convolutions=chosen[i],
+            )
             for i, device in enumerate(devices)
         ),
         links=tuple(links),
@@ -220,7 +227,6 @@ def _device_profile(
         update_s=statistics.median(steps.seconds["update"]),
         replica_s=steps.replica_s,
         variation=steps.variation,
-        convolutions=about["convolutions"],
         layers=tuple(
             LayerProfile(
                 name=name,

@@ -95,8 +95,11 @@ class Surveyor:
         return {
             "pid": os.getpid(),
             **describe_device(self._device),
-            "convolutions": dict(self._trainee.convolutions.chosen),
         }
+
+    def convolutions(self, layout: str) -> dict[str, str]:
+        """By layer, the algorithms that are not torch's own in this layout."""
+        return self._trainee.convolutions.used(layout)
 
     def describe(self) -> dict[str, Any]:
         """What the device is, without a network."""

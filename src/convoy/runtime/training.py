@@ -69,6 +69,8 @@ class Trainee:
         self.convolutions = ConvChoice(
             self.model,
             settings.conv_algorithm,
+            is_mixed=settings.precision == "bf16",
+            layout=settings.memory_format,
             inputs=lambda: self.fetch(self._some())[0],
             loss=self._loss_of_some,
             num_threads=num_threads,
@@ -80,8 +82,9 @@ class Trainee:
         self.convolutions.apply(layout)
 
     def _some(self) -> Tensor:
-        """Images to time convolutions with: as many as a step has, and no more than that needs."""
-        count = min(self.job.settings.batch_size, MOST_IMAGES, len(self.data.train))
+        """Images to time convolutions with: about a rank's, and no more than that needs."""
+        share = -(-self.job.settings.batch_size // (self.job.settings.workers or 1))
+        count = min(share, MOST_IMAGES, len(self.data.train))
         return torch.arange(count)
 
     def _loss_of_some(self) -> Tensor:

@@ -238,10 +238,15 @@ def weight_gradient(
 
         with threads.one_blas_thread_each():
             threads.in_parallel(whole, ranges)
-    total: Array = parts[0]
+    total: Array = parts[0] if len(ranges) == 1 else parts[0].copy()  # or all would be kept
     for part in parts[1:]:
         total += part
     return total.reshape(g.filters, g.channels // g.groups, *g.kernel)
+
+
+def forget() -> None:
+    """Give memory back that this thread's calls have kept for the next."""
+    threads.forget_rooms()
 
 
 def compile_all(dtype: np.dtype[Any], algorithms: Sequence[str]) -> None:

@@ -32,6 +32,8 @@ from convoy.kernels.cpu.compiling import Array
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
 _own = threading.local()
+_users: list[None] = []
+_before: list[tuple[Any, int]] = []
 _CALLED = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -91,6 +93,11 @@ def rooms(count: int, elements: int, dtype: DTypeLike) -> list[Array]:
     return found
 
 
+def forget_rooms() -> None:
+    """Give the caller's memory back."""
+    vars(_own).pop("rooms", None)
+
+
 def _pool(size: int) -> ThreadPoolExecutor:
     with _lock:
         if size not in _pools:
@@ -133,11 +140,17 @@ def _blas() -> Any:
 @contextmanager
 def one_blas_thread_each() -> Iterator[None]:
     """Within it SciPy's BLAS has no threads of its own."""
-    before = [(one, one.get_num_threads()) for one in _blas()]
-    for one, _ in before:
-        one.set_num_threads(1)
+    with _lock:  # the first of several callers notes what there was, the last restores it
+        if not _users:
+            _before[:] = [(one, one.get_num_threads()) for one in _blas()]
+            for one, _ in _before:
+                one.set_num_threads(1)
+        _users.append(None)
     try:
         yield
     finally:
-        for one, number in before:
-            one.set_num_threads(number)
+        with _lock:
+            _users.pop()
+            if not _users:
+                for one, number in _before:
+                    one.set_num_threads(number)

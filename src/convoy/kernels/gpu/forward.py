@@ -12,6 +12,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from convoy.errors import UnknownNameError, UsageError
 from convoy.kernels.geometry import Geometry, geometry_of
 
@@ -23,6 +25,8 @@ OUTPUTS = (8, 16)
 """Rows and columns of the output that a block makes where input is shared."""
 TOGETHER = 8
 """Filters of a block of `shared-both`."""
+MOST_DEEP = 65_535
+"""Blocks of a grid's third direction, on every CUDA GPU."""
 TILES = (
     (64, 64, 8, 4, 4),
     (128, 64, 8, 8, 4),
@@ -36,6 +40,7 @@ TILES = (
 @cache
 def _kernels() -> ModuleType:
     try:
+        import numba_cuda  # noqa: F401 - Numba's own CUDA target is another, and no longer kept
         from numba import cuda
 
         from convoy.kernels.gpu import kernels
@@ -54,7 +59,7 @@ def _kernels() -> ModuleType:
 def forward(
     inputs: Any,
     weight: Any,
-    bias: Any,
+    bias: Any | None,
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
@@ -70,7 +75,7 @@ def forward(
         inputs: [images, channels, height, width], float32 or float64: a CUDA tensor or a device
             array; in the simulator an array of NumPy's.
         weight: [filters, channels / groups, kernel height, kernel width], likewise.
-        bias: [filters].
+        bias: [filters]; None for none.
         stride, padding, dilation: one number, or two, rows first.
         groups: that channels and filters are divided among.
         kernel: one of KERNELS.
@@ -91,12 +96,29 @@ def forward(
     dtype = str(inputs.dtype).removeprefix("torch.")
     if dtype not in ("float32", "float64"):
         raise UsageError(f"the input is {dtype}: the GPU kernels compute in float32 and float64")
+    for what, one in (("weight", weight), ("bias", bias), ("outputs", outputs)):
+        if one is not None and str(one.dtype) != str(inputs.dtype):
+            raise UsageError(f"the {what} is {one.dtype}: expected {inputs.dtype} as the input is")
+    if bias is not None and tuple(bias.shape) != (geometry.filters,):
+        raise UsageError(f"a bias of {list(bias.shape)}: expected [{geometry.filters}]")
     expected = (geometry.images, geometry.filters, *geometry.out)
     if tuple(outputs.shape) != expected:
         raise UsageError(f"outputs of {list(outputs.shape)}: expected {list(expected)}")
     cuda_kernels = _kernels()
     if not math.prod(expected):
         return outputs
+    for what, one in (("input", inputs), ("weight", weight), ("bias", bias), ("outputs", outputs)):
+        if one is not None and not getattr(one, "is_cuda", True):
+            raise UsageError(f"the {what} is on {one.device}: the GPU kernels compute on a GPU")
+    if bias is None:
+        is_tensor = hasattr(weight, "new_zeros")
+        size = geometry.filters
+        bias = weight.new_zeros(size) if is_tensor else np.zeros(size, weight.dtype)
+    if kernel.startswith("shared") and geometry.images * geometry.filters > MOST_DEEP:
+        raise UsageError(
+            f"{kernel} would need more than {MOST_DEEP:,} blocks in one direction: give it fewer "
+            "images, or take naive or blocked"
+        )
     given = [_array(one) for one in (inputs, weight, bias, outputs)]
     launch = {"naive": _naive, "shared-input": _shared_input, "shared-both": _shared_both}
     if kernel in launch:
