@@ -162,12 +162,12 @@ def step_times(network: str, images: int, threads: int, seconds: float) -> dict[
             {"memory_format": "auto", "conv_algorithm": "auto"},
         )
     )
-    layout = ours.choose_layout(images)
-    ours.lay_out(layout)
+    layout = ours.arrangement.choose_layout(images)
+    ours.arrangement.lay_out(layout)
     found = in_turns(
         {"plain": step(plain, images, "contiguous"), "ours": step(ours, images, layout)}, seconds
     )
-    used = ours.convolutions.chosen if layout == "contiguous" else {}
+    used = ours.arrangement.algorithms(layout)
     return {
         "network": network,
         "batch": images,

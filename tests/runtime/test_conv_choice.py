@@ -55,19 +55,19 @@ def algorithms(model: torch.nn.Module) -> dict[str, str]:
 def test_what_was_asked_for_is_used_in_any_layout() -> None:
     one = trainee(conv_algorithm="lowering")
     for layout in ("contiguous", "channels-last"):
-        one.lay_out(layout)
+        one.arrangement.lay_out(layout)
         assert algorithms(one.model) == dict.fromkeys(("conv1", "conv2", "conv3"), "lowering")
 
 
 def test_the_fastest_is_used_in_the_layout_it_was_timed_in(choices: dict[str, Any]) -> None:
     one, plain = trainee(conv_algorithm="auto"), trainee()
     expected = {"conv1": "pipelined/torch/lowering", "conv3": "lowering"}
-    assert one.convolutions.chosen == expected
+    assert one.arrangement.algorithms("contiguous") == expected
     assert algorithms(one.model) == {}
     for layout, used in (("contiguous", expected), ("channels-last", {}), ("contiguous", expected)):
-        one.lay_out(layout)
+        one.arrangement.lay_out(layout)
         assert algorithms(one.model) == used
-    one.lay_out("contiguous")
+    one.arrangement.lay_out("contiguous")
     for ours, torchs in zip(one.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(ours, torchs)
         assert ours.grad is None
@@ -75,20 +75,20 @@ def test_the_fastest_is_used_in_the_layout_it_was_timed_in(choices: dict[str, An
 
 def test_what_is_used_by_layout(choices: dict[str, Any]) -> None:
     one = trainee(conv_algorithm="auto")
-    assert one.convolutions.used("contiguous") == one.convolutions.chosen != {}
-    assert one.convolutions.used("channels-last") == {}
+    assert one.arrangement.algorithms("contiguous") != {}
+    assert one.arrangement.algorithms("channels-last") == {}
     asked = trainee(conv_algorithm="auto", memory_format="channels-last")
-    assert asked.convolutions.chosen == {}
+    assert asked.arrangement.algorithms("contiguous") == {}
 
 
 def test_what_is_slower_as_a_whole_is_not_taken(choices: dict[str, Any]) -> None:
     choices["seconds"] = {"torch": 1.0, "auto": 0.99}
-    assert trainee(conv_algorithm="auto").convolutions.chosen == {}
+    assert trainee(conv_algorithm="auto").arrangement.algorithms("contiguous") == {}
 
 
 def test_with_bfloat16(choices: dict[str, Any]) -> None:
     one = trainee(conv_algorithm="auto", precision="bf16")
-    assert one.convolutions.chosen == {}
+    assert one.arrangement.algorithms("contiguous") == {}
     with pytest.raises(UsageError, match="--precision bf16 expected torch or auto"):
         trainee(conv_algorithm="direct", precision="bf16")
 
@@ -97,7 +97,7 @@ def test_it_trains_as_with_torch() -> None:
     found = []
     for algorithm in ("torch", "pipelined"):
         one = trainee(conv_algorithm=algorithm, precision="fp64", lr=0.1)
-        one.lay_out("contiguous")
+        one.arrangement.lay_out("contiguous")
         for step in range(4):
             inputs, targets = one.fetch(torch.arange(8) + 8 * step)
             F.cross_entropy(one.model(inputs), targets).backward()

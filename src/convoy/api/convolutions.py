@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from typing import Any
@@ -10,12 +9,14 @@ from typing import Any
 import torch
 
 from convoy import networks
+from convoy.api.requests import without_weights
 from convoy.errors import UnknownNameError, UsageError
 from convoy.kernels.bench import Found, bench, shape_of
 from convoy.kernels.compare import Compared, compare, layer
 from convoy.kernels.geometry import Geometry
 from convoy.kernels.layers import geometries
 from convoy.kernels.timing import TIMED
+from convoy.quotas import usable_cores
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
@@ -74,7 +75,7 @@ def bench_convolutions(
 
 def cores() -> int:
     """How many this process may use."""
-    return len(os.sched_getaffinity(0))
+    return max(1, int(usable_cores()))
 
 
 def of_network(
@@ -86,17 +87,8 @@ def of_network(
         UsageError: it has none, or an image shape is needed.
         UnknownNameError: no layer fits the pattern.
     """
-    published = networks.published_for(name)
-    if input_shape is None:
-        if published is None:
-            raise UsageError(
-                f"{name} was published for no image shape that is known here: say which with "
-                "--input, as 3x224x224"
-            )
-        input_shape = published[0]
-    classes = published[1] if published else 10
-    model = networks.build(name, input_shape=input_shape, num_classes=classes)
-    found = geometries(model, torch.zeros(1, *input_shape))
+    model, input_shape = without_weights(name, input_shape)
+    found = geometries(model, torch.zeros(1, *input_shape, device="meta"))
     if not found:
         raise UsageError(f"{name} has no convolution whose algorithm can be chosen")
     chosen = {layer: of for layer, of in found.items() if fnmatch(layer, pattern)}

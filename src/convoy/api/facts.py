@@ -5,17 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
-from convoy import networks
-from convoy.api.requests import (
-    Network,
-    label_of,
-)
+from convoy.api.requests import Network, label_of, without_weights
 from convoy.cost.layers import LayerFacts, layers_of, totals_of
 from convoy.doctor import Check, DoctorOptions, examine
-from convoy.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +40,7 @@ def layers(
     Raises:
         UsageError: the shape is needed and not given, or such images do not go through.
     """
-    published = networks.published_for(network) if isinstance(network, str) else None
-    if input_shape is None:
-        if published is None:
-            raise UsageError(
-                f"{label_of(network)} was published for no image shape that is known here: say "
-                "which with --input, as 3x224x224"
-            )
-        input_shape = published[0]
-    if isinstance(network, nn.Module):
-        model = network
-    else:
-        classes = num_classes or (published[1] if published else 10)
-        with torch.device("meta"):
-            model = networks.build(network, input_shape=input_shape, num_classes=classes)
+    model, input_shape = without_weights(network, input_shape, num_classes)
     facts = layers_of(model, input_shape)
     return LayerTable(network=label_of(network), input=input_shape, layers=facts)
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from convoy import networks
 from convoy.errors import UsageError
+from convoy.networks import Shape
 from convoy.runtime.formation import Job
 from convoy.runtime.run_folder import (
     open_run_folder,
@@ -98,6 +100,34 @@ def job_of(network: Network, dataset: Any, options: Mapping[str, Any]) -> Job:
         dataset=thing_of(dataset, settings.data, "dataset"),
         weights=read_weights(settings),
     )
+
+
+def without_weights(
+    network: Network, input_shape: Shape | None, num_classes: int | None = None
+) -> tuple[nn.Module, Shape]:
+    """A network to look at, on torch's meta device if it is built here, and an image's shape.
+
+    Args:
+        network: as for `train`.
+        input_shape: channels, height, width; a named network's published ones without it.
+        num_classes: likewise.
+
+    Raises:
+        UsageError: the shape is needed and not given.
+    """
+    published = networks.published_for(network) if isinstance(network, str) else None
+    if input_shape is None:
+        if published is None:
+            raise UsageError(
+                f"{label_of(network)} was published for no image shape that is known here: say "
+                "which with --input, as 3x224x224"
+            )
+        input_shape = published[0]
+    if isinstance(network, nn.Module):
+        return network, input_shape
+    classes = num_classes or (published[1] if published else 10)
+    with torch.device("meta"):
+        return networks.build(network, input_shape=input_shape, num_classes=classes), input_shape
 
 
 def made_up(shape: tuple[int, ...], classes: int) -> str:

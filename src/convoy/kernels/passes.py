@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from convoy.errors import UnknownNameError, UsageError
 
+AUTO = "auto"
+"""Whichever is fastest here."""
 TORCH = "torch"
 """torch's own: oneDNN on a CPU, cuDNN on a GPU."""
 DIRECT, LOWERING, PIPELINED = "direct", "lowering", "pipelined"

@@ -41,8 +41,9 @@ ENOUGH_S = 0.1
 class Kept:
     """A file of choices, by what they were timed of. What cannot be read is timed anew."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, processor: str = "") -> None:
+        """Choices in `path` that were timed on a processor of this name."""
+        self.path, self.processor = path, processor
         self._found = self._read()
 
     def get(self, key: str) -> ByPass | None:
@@ -88,7 +89,10 @@ def tuned(
         say: told before something is timed, which takes seconds.
     """
     rounded = {name: _rounded(geometry) for name, geometry in layers.items()}
-    keys = {geometry: key_of(geometry, num_threads, dtype) for geometry in rounded.values()}
+    keys = {
+        geometry: key_of(geometry, num_threads, dtype, kept.processor)
+        for geometry in rounded.values()
+    }
     found = {geometry: kept.get(key) for geometry, key in keys.items()}
     missing = [geometry for geometry, choice in found.items() if choice is None]
     if missing:
@@ -101,29 +105,22 @@ def tuned(
     return {name: chosen[geometry] for name, geometry in rounded.items()}
 
 
-def key_of(geometry: Geometry, num_threads: int, dtype: torch.dtype) -> str:
+def key_of(geometry: Geometry, num_threads: int, dtype: torch.dtype, processor: str) -> str:
     """Under what a choice is kept: what it depends on."""
     shape = "-".join(map(str, _flat(astuple(geometry))))
-    return f"{shape} {str(dtype).removeprefix('torch.')} x{num_threads} {_machine()}"
+    return f"{shape} {str(dtype).removeprefix('torch.')} x{num_threads} {_machine(processor)}"
 
 
 def _flat(values: tuple[Any, ...]) -> list[int]:
     return [n for v in values for n in (v if isinstance(v, tuple) else (v,))]
 
 
-def _machine() -> str:
+def _machine(processor: str) -> str:
     versions = [__version__, str(torch.__version__), platform.machine(), str(os.cpu_count())]
     for package in ("numba", "scipy"):
         with contextlib.suppress(PackageNotFoundError):
             versions.append(version(package))
-    return hashlib.sha256(repr((_processor(), versions)).encode()).hexdigest()[:12]
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line for line in lines if line.startswith("model name"))
-    return "unknown"
+    return hashlib.sha256(repr((processor, versions)).encode()).hexdigest()[:12]
 
 
 def _rounded(geometry: Geometry) -> Geometry:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from convoy.errors import UsageError
 from convoy.kernels.compiled import cpu
 from convoy.kernels.layers import convolutions, geometries, use_algorithm
-from convoy.kernels.passes import TORCH
+from convoy.kernels.passes import AUTO, TORCH
 from convoy.kernels.timing import in_turns
 from convoy.kernels.tuner import CANDIDATES, MARGIN, Kept, tuned
+from convoy.runtime.device_facts import processor_name
 
-AUTO = "auto"
 ENOUGH_S = 0.5
 
 
@@ -95,7 +95,7 @@ class ConvChoice:
     def _fastest(
         self, inputs: Tensor, loss: Callable[[], Tensor], num_threads: int, dtype: torch.dtype
     ) -> dict[str, str]:
-        kept = Kept(Path(pooch.os_cache("convoy")) / "convolutions.json")
+        kept = Kept(Path(pooch.os_cache("convoy")) / "convolutions.json", processor_name())
         found = tuned(geometries(self._model, inputs), num_threads, dtype, kept)
         chosen = {name: str(of) for name, of in found.items() if set(of) != {TORCH}}
         if not chosen:

@@ -15,7 +15,7 @@ from convoy.cost.world import World
 from convoy.datasets import DataSet
 from convoy.errors import CheckpointError, UsageError
 from convoy.kernels.compiled import cpu
-from convoy.kernels.passes import TORCH
+from convoy.kernels.passes import AUTO, TORCH
 from convoy.planner import Prediction
 from convoy.runtime.checkpoint import Checkpoint, newest_checkpoint
 from convoy.runtime.formation import Job
@@ -123,7 +123,7 @@ def prepare(job: Job, observer: Observer) -> Preparation:
     settings = job.settings
     if settings.conv_algorithm != TORCH:
         cpu()  # whatever is missing is said at once
-        timed = " and times them" if settings.conv_algorithm == "auto" else ""
+        timed = " and times them" if settings.conv_algorithm == AUTO else ""
         observer.say(
             f"--conv-algorithm {settings.conv_algorithm}: each rank compiles convolutions{timed} "
             "first, for some seconds; what it finds is kept for later runs"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from convoy.errors import UnknownNameError, UsageError
-from convoy.kernels.passes import CHOICES, TORCH
+from convoy.kernels import passes
 from convoy.strategies import AUTO, STRATEGIES
 
 CUSTOMARY_OPTIMIZER = "sgd"
@@ -24,7 +24,7 @@ OPTIMIZERS = ("sgd", "adam", "adamax", "adagrad", "adadelta")
 LR_SCHEDULES = ("constant", "step", "cosine")
 PRECISIONS = ("fp32", "bf16", "fp64")
 MEMORY_FORMATS = ("auto", "contiguous", "channels-last")
-CONV_ALGORITHMS = ("auto", *CHOICES)
+CONV_ALGORITHMS = (passes.AUTO, *passes.CHOICES)
 AUGMENTS = ("none", "flip-crop")
 
 
@@ -86,7 +86,7 @@ class TrainSettings:
     that is resumed has its own."""
     memory_format: str = "auto"
     """`auto` times a few steps of both layouts and takes the faster."""
-    conv_algorithm: str = TORCH
+    conv_algorithm: str = passes.TORCH
     """torch's own, one of ours, or with `auto` the fastest here, layer by layer."""
     augment: str = "none"
     """`flip-crop`: random horizontal flips and crops out of 4 pixels of padding."""
@@ -114,7 +114,7 @@ class TrainSettings:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("memory format", self.memory_format, MEMORY_FORMATS)
         _one_of("convolution algorithm", self.conv_algorithm, CONV_ALGORITHMS)
-        if self.conv_algorithm not in ("auto", TORCH) and self.precision == "bf16":
+        if self.conv_algorithm not in (passes.AUTO, passes.TORCH) and self.precision == "bf16":
             raise UsageError(
                 f"--conv-algorithm {self.conv_algorithm} computes in float32 and float64: with "
                 "--precision bf16 expected torch or auto"

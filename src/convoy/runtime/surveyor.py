@@ -99,7 +99,7 @@ class Surveyor:
 
     def convolutions(self, layout: str) -> dict[str, str]:
         """By layer, the algorithms that are not torch's own in this layout."""
-        return self._trainee.convolutions.used(layout)
+        return self._trainee.arrangement.algorithms(layout)
 
     def describe(self) -> dict[str, Any]:
         """What the device is, without a network."""
@@ -261,7 +261,7 @@ class Surveyor:
 
     def _set_layout(self, layout: str) -> None:
         self._layout = layout
-        self._trainee.lay_out(layout)
+        self._trainee.arrangement.lay_out(layout)
 
     def _batch(self, size: int) -> Batch:
         trainee = self._trainee

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,9 +27,8 @@ from convoy import state
 from convoy.comm import Comm, PeerLostError
 from convoy.datasets import augment
 from convoy.errors import DivergedError
-from convoy.kernels.tuner import MOST_IMAGES
+from convoy.runtime.arrangement import Arrangement
 from convoy.runtime.common_state import CommonState
-from convoy.runtime.conv_choice import ConvChoice
 from convoy.runtime.evaluation import Sums, evaluate
 from convoy.runtime.formation import Formation, Job, Outcome, Part, Sink
 from convoy.runtime.gate import Gate
@@ -41,7 +41,7 @@ from convoy.runtime.ingredients import (
     seed_torch,
     starting_network,
 )
-from convoy.runtime.layout import fastest_layout, laid_out, set_layout
+from convoy.runtime.layout import laid_out
 from convoy.runtime.optimization import lr_at, make_optimizer
 from convoy.runtime.sampler import GlobalOrder, Slice, derive_seed
 from convoy.runtime.step_clock import StepClock
@@ -66,31 +66,13 @@ class Trainee:
         self.num_steps = num_steps(settings, self.order)
         self._common = CommonState(self.model, self.optimizer)
         self._is_new = True
-        self.convolutions = ConvChoice(
+        self.arrangement = Arrangement(
             self.model,
-            settings.conv_algorithm,
-            is_mixed=settings.precision == "bf16",
-            layout=settings.memory_format,
-            inputs=lambda: self.fetch(self._some())[0],
-            loss=self._loss_of_some,
+            settings,
+            samples=self._first,
+            autocast=self.autocast,
             num_threads=num_threads,
         )
-
-    def lay_out(self, layout: str) -> None:
-        """Set the network's memory layout, and the algorithms of convolutions that go with it."""
-        set_layout(self.model, layout)
-        self.convolutions.apply(layout)
-
-    def _some(self) -> Tensor:
-        """Images to time convolutions with: about a rank's, and no more than that needs."""
-        share = -(-self.job.settings.batch_size // (self.job.settings.workers or 1))
-        count = min(share, MOST_IMAGES, len(self.data.train))
-        return torch.arange(count)
-
-    def _loss_of_some(self) -> Tensor:
-        inputs, targets = self.fetch(self._some())
-        with self.autocast():
-            return F.cross_entropy(self.model(inputs), targets)
 
     def train(
         self, formation: Formation, gate: Gate, sink: Sink, store: dist.Store | None
@@ -107,9 +89,10 @@ class Trainee:
             comm = self._join(formation, store)
             self._take_over(formation, comm)
             if layout is None:
-                layout = self._choose_layout(formation, comm)
+                count = formation.plan.shares[formation.rank]
+                layout = self.arrangement.choose_layout(count, partial(self._slowest, comm))
                 sink.layout(layout)
-            self.lay_out(layout)
+            self.arrangement.lay_out(layout)
             ran_to = self._run(formation, comm, gate, sink, layout)
         except PeerLostError as lost:
             return self.lost(lost)
@@ -164,29 +147,6 @@ class Trainee:
         if not self._is_new:
             self.model.load_state_dict(starting_network(self.job, self.data).state_dict())
             self.optimizer.state.clear()
-
-    def _choose_layout(self, formation: Formation, comm: Comm) -> str:
-        count = formation.plan.shares[formation.rank]
-        return self.choose_layout(count, lambda times: comm.maximum(times, self.device))
-
-    def choose_layout(self, count: int, agree: Callable[[list[float]], list[float]] = list) -> str:
-        """The memory format that was asked for, or the faster one for `count` samples.
-
-        Args:
-            agree: what all those say of a list of times who are to take the same.
-        """
-        asked = self.job.settings.memory_format
-        if asked != "auto":
-            return asked
-        inputs, targets = self.fetch(torch.arange(min(count, len(self.data.train))))
-        return fastest_layout(
-            self.model,
-            inputs,
-            targets,
-            lay_out=self.lay_out,
-            autocast=self.autocast,
-            agree=agree,
-        )
 
     def _run(self, formation: Formation, comm: Comm, gate: Gate, sink: Sink, layout: str) -> int:
         """Drive the strategy's program; return the step it stopped before."""
@@ -286,10 +246,18 @@ class Trainee:
         images, labels = self.data.train.batch(indices)
         return images.to(self.device, self.dtype), labels.to(self.device)
 
+    def _first(self, count: int) -> tuple[Tensor, Tensor]:
+        """So many samples, or as many as there are."""
+        return self.fetch(torch.arange(min(count, len(self.data.train))))
+
+    def _slowest(self, comm: Comm, times: list[float]) -> list[float]:
+        """Each time on the rank that takes longest."""
+        return comm.maximum(times, self.device)
+
     def example(self, layout: str) -> Batch:
         """Real samples that belong to no step."""
         # Two where there are two: batch normalisation has no variance of one 1x1 sample.
-        inputs, targets = self.fetch(torch.arange(min(2, len(self.data.train))))
+        inputs, targets = self._first(2)
         return Batch(
             step=-1,
             inputs=laid_out(inputs, layout),

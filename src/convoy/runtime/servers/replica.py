@@ -158,10 +158,10 @@ class Replica:
     def _train(self) -> None:
         trainee, orders, comm = self._trainee, self._orders, self._comm
         torch.set_num_threads(trainee.num_threads)
-        self._layout = trainee.choose_layout(
+        self._layout = trainee.arrangement.choose_layout(
             orders.plan.problem.batch_size, lambda times: comm.maximum(times, torch.device("cpu"))
         )
-        trainee.lay_out(self._layout)
+        trainee.arrangement.lay_out(self._layout)
         self._sink.layout(self._layout)
         self._server.fetch()
         self._rank = rank = Rank(
