@@ -23,7 +23,7 @@ def test_a_network_as_json_and_drawn(convoy: Convoy, tmp_path: Path) -> None:
     found = json.loads(ran.out)
     assert {row["layer"] for row in found["layers"]} == {"conv1", "conv2", "conv3"}
     assert {row["pass"] for row in found["layers"]} == {"forward", "input", "weight"}
-    names = {"torch", "torch channels-last", "direct", "lowering", "pipelined"}
+    names = {"torch", "torch-channels-last", "direct", "lowering", "pipelined"}
     assert {row["algorithm"] for row in found["layers"]} == names
     assert len(found["layers"]) == 3 * 3 * 5
     sizes = found["shapes"]["conv1"]

@@ -15,7 +15,7 @@ from convoy.errors import UnknownNameError, UsageError
 from convoy.kernels import convolve
 from convoy.kernels.cpu import convolution, threads
 from convoy.kernels.geometry import Geometry
-from convoy.kernels.passes import ALGORITHMS
+from convoy.kernels.passes import ALGORITHMS, CHOICES, TORCH_CONTIGUOUS, TORCH_LAST
 
 
 @dataclass(frozen=True)
@@ -124,22 +124,61 @@ def test_pieces_and_threads_change_nothing(
     assert (to_input == convolution.input_gradient(g, made, given[1], *how, **of_input)).all()
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+GROUPED = Geometry(
+    images=2, channels=4, height=5, width=4, filters=4, kernel=(3, 2), stride=(2, 1),
+    padding=(1, 0), dilation=(1, 2), groups=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", CHOICES)
 def test_gradients_are_those_of_differences(algorithm: str) -> None:
-    geometry = Geometry(
-        images=2, channels=4, height=5, width=4, filters=4, kernel=(3, 2), stride=(2, 1),
-        padding=(1, 0), dilation=(1, 2), groups=2,
-    )  # fmt: skip
-    given = [t.requires_grad_() for t in drawn(Case(geometry, has_bias=True, seed=1))]
-    assert torch.autograd.gradcheck(
-        lambda *tensors: convolve(*tensors, *window(geometry), algorithm=algorithm), given
-    )
+    given = [t.requires_grad_() for t in drawn(Case(GROUPED, has_bias=True, seed=1))]
+
+    def made(*tensors: torch.Tensor) -> torch.Tensor:
+        return convolve(*tensors, *window(GROUPED), algorithm=algorithm)
+
+    assert torch.autograd.gradcheck(made, given)
+    assert torch.autograd.gradgradcheck(made, given)
 
 
-def test_operations_are_as_torch_wants_them() -> None:
-    geometry = Geometry(images=2, channels=2, height=5, width=5, filters=3, kernel=(3, 3))
+@pytest.mark.parametrize("algorithm", [*CHOICES[1:], "lowering/torch/torch-channels-last"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_layout_stays(algorithm: str, layout: torch.memory_format) -> None:
+    def given() -> tuple[torch.Tensor, torch.Tensor]:
+        x, weight, _ = drawn(Case(GROUPED, has_bias=False, seed=4))
+        laid = [tensor.contiguous(memory_format=layout) for tensor in (x, weight)]
+        return laid[0].requires_grad_(), laid[1].requires_grad_()
+
+    ours, torchs = given(), given()
+    made = convolve(*ours, None, *window(GROUPED), algorithm=algorithm)
+    expected = torch.nn.functional.conv2d(*torchs, None, *window(GROUPED))
+    made.square().sum().backward()
+    expected.square().sum().backward()
+    assert made.stride() == expected.stride()
+    torch.testing.assert_close(made, expected)
+    for mine, theirs in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+        assert mine.grad is not None
+        assert mine.grad.stride() == mine.stride()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "layout"),
+    [
+        ("pipelined", torch.contiguous_format),
+        ("pipelined", torch.channels_last),
+        (TORCH_LAST, torch.contiguous_format),
+        (f"lowering/torch/{TORCH_CONTIGUOUS}", torch.channels_last),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_operations_are_as_torch_wants_them(
+    algorithm: str, layout: torch.memory_format, channels: int
+) -> None:
+    geometry = Geometry(images=2, channels=channels, height=5, width=5, filters=3, kernel=(3, 3))
     inputs, weight, bias = drawn(Case(geometry, has_bias=True, seed=2), torch.float32)
-    arguments = (inputs.requires_grad_(), weight, bias, [1, 1, 0, 0, 1, 1], 1, "pipelined")
+    inputs, weight = (t.contiguous(memory_format=layout) for t in (inputs, weight))
+    arguments = (inputs.requires_grad_(), weight, bias, [1, 1, 0, 0, 1, 1], 1, algorithm)
     torch.library.opcheck(torch.ops.convoy.convolve.default, arguments)
 
 

@@ -12,7 +12,7 @@ from convoy import networks
 from convoy.errors import UnknownNameError, UsageError
 from convoy.kernels import use_algorithm
 from convoy.kernels.geometry import Geometry
-from convoy.kernels.layers import ChosenConv2d, convolutions, geometries
+from convoy.kernels.layers import ChosenConv2d, convolutions, first_layers, geometries
 from convoy.kernels.passes import ByPass, by_pass
 
 
@@ -120,3 +120,23 @@ def test_one_name_or_three() -> None:
     assert by_pass("direct") == ByPass("direct", "direct", "direct")
     assert str(by_pass("direct/torch/lowering")) == "direct/torch/lowering"
     assert str(ByPass("torch", "torch", "torch")) == "torch"
+
+
+def test_layers_whose_input_needs_no_gradient() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+            self.after, self.dropout = nn.Conv2d(2, 2, 1), nn.Dropout()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            both = self.left(images) + self.right(2 * images)
+            return self.dropout(self.after(both))  # type: ignore[no-any-return]
+
+    model = Two()
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        assert first_layers(model, torch.zeros(1, 1, 5, 5)) == {"left", "right"}
+    assert model.dropout.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), before)

@@ -13,6 +13,7 @@ from convoy.api.requests import job_of
 from convoy.errors import UsageError
 from convoy.kernels.layers import ChosenConv2d
 from convoy.kernels.passes import ByPass
+from convoy.kernels.tuner import Where
 from convoy.runtime import conv_choice
 from convoy.runtime.training import Trainee
 
@@ -25,26 +26,35 @@ def trainee(**options: Any) -> Trainee:
     return Trainee(job, torch.device("cpu"), 1)
 
 
+FOUND = {
+    "conv1": ByPass("pipelined", "torch", "lowering"),
+    "conv2": ByPass("torch", "torch", "torch"),
+    "conv3": ByPass("lowering", "lowering", "lowering"),
+}
+LAST = {"conv2": ByPass("torch-contiguous", "torch", "torch")}
+EXPECTED = {
+    "contiguous": {"conv1": "pipelined/torch/lowering", "conv3": "lowering"},
+    "channels-last": {"conv2": "torch-contiguous/torch/torch"},
+}
+
+
 @pytest.fixture
 def choices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """What the tuner finds for two of three layers, and what whole passes take."""
-    told: dict[str, Any] = {
-        "found": {
-            "conv1": ByPass("pipelined", "torch", "lowering"),
-            "conv2": ByPass("torch", "torch", "torch"),
-            "conv3": ByPass("lowering", "lowering", "lowering"),
-        },
-        "seconds": {"torch": 1.0, "auto": 0.9},
-    }
+    """What the tuner finds for some layers, by layout, and what whole passes take."""
+    told: dict[str, Any] = {"seconds": {"torch": 1.0, "auto": 0.9}, "whole passes": []}
     monkeypatch.setattr(conv_choice.pooch, "os_cache", lambda _name: tmp_path)
-    monkeypatch.setattr(conv_choice, "tuned", lambda *_args, **_more: told["found"])
 
-    def in_turns(works: Any, _enough_s: float) -> dict[str, float]:
-        for work in works.values():
+    def found(_shapes: Any, where: Where, _kept: Any, **_: Any) -> dict[str, ByPass]:
+        return LAST if where.last else FOUND
+
+    def turns_of(works: Any, *_: Any, **_more: Any) -> dict[str, list[float]]:
+        for name, work in works.items():
             work()
-        return dict(told["seconds"])
+            told["whole passes"].append(name)
+        return {name: [seconds] * 3 for name, seconds in told["seconds"].items()}
 
-    monkeypatch.setattr(conv_choice, "in_turns", in_turns)
+    monkeypatch.setattr(conv_choice, "tuned", found)
+    monkeypatch.setattr(conv_choice, "turns_of", turns_of)
     return told
 
 
@@ -61,29 +71,41 @@ def test_what_was_asked_for_is_used_in_any_layout() -> None:
 
 def test_the_fastest_is_used_in_the_layout_it_was_timed_in(choices: dict[str, Any]) -> None:
     one, plain = trainee(conv_algorithm="auto"), trainee()
-    expected = {"conv1": "pipelined/torch/lowering", "conv3": "lowering"}
-    assert one.arrangement.algorithms("contiguous") == expected
     assert algorithms(one.model) == {}
-    for layout, used in (("contiguous", expected), ("channels-last", {}), ("contiguous", expected)):
+    for layout in ("contiguous", "channels-last", "contiguous"):
+        assert one.arrangement.algorithms(layout) == EXPECTED[layout]
         one.arrangement.lay_out(layout)
-        assert algorithms(one.model) == used
-    one.arrangement.lay_out("contiguous")
+        assert algorithms(one.model) == EXPECTED[layout]
     for ours, torchs in zip(one.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(ours, torchs)
+        assert ours.stride() == torchs.stride()
         assert ours.grad is None
 
 
-def test_what_is_used_by_layout(choices: dict[str, Any]) -> None:
-    one = trainee(conv_algorithm="auto")
-    assert one.arrangement.algorithms("contiguous") != {}
-    assert one.arrangement.algorithms("channels-last") == {}
-    asked = trainee(conv_algorithm="auto", memory_format="channels-last")
-    assert asked.arrangement.algorithms("contiguous") == {}
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+def test_only_the_layout_that_is_asked_for_is_timed(choices: dict[str, Any], layout: str) -> None:
+    asked = trainee(conv_algorithm="auto", memory_format=layout)
+    for name, expected in EXPECTED.items():
+        assert asked.arrangement.algorithms(name) == (expected if name == layout else {})
 
 
 def test_what_is_slower_as_a_whole_is_not_taken(choices: dict[str, Any]) -> None:
     choices["seconds"] = {"torch": 1.0, "auto": 0.99}
-    assert trainee(conv_algorithm="auto").arrangement.algorithms("contiguous") == {}
+    for _ in range(2):
+        one = trainee(conv_algorithm="auto")
+        assert one.arrangement.algorithms("contiguous") == {}
+        assert len(choices["whole passes"]) == 4  # two layouts, and the second time none
+        choices["seconds"] = {"torch": 1.0, "auto": 0.5}  # which is not asked any more
+
+
+def test_what_is_faster_as_a_whole_is_kept(choices: dict[str, Any]) -> None:
+    for _ in range(2):
+        one = trainee(conv_algorithm="auto")
+        assert one.arrangement.algorithms("contiguous") == EXPECTED["contiguous"]
+        assert len(choices["whole passes"]) == 4
+        choices["seconds"] = {"torch": 1.0, "auto": 2.0}
+    trainee(conv_algorithm="auto", batch_size=4)  # another amount of work
+    assert len(choices["whole passes"]) == 8
 
 
 def test_with_bfloat16(choices: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ pads with anything but zeros, keeps torch's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -128,24 +128,46 @@ def geometries(model: nn.Module, inputs: Tensor) -> dict[str, Geometry]:
         inputs: [images, channels, height, width], on the model's device.
     """
     found: dict[str, Geometry] = {}
-    handles = []
-    for name, layer in convolutions(model).items():
 
-        def note(layer: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
-            shape = given[0].shape if given[0].dim() == 4 else (1, *given[0].shape)
-            found.setdefault(name, geometry_of_layer(layer, shape))
+    def note(name: str, layer: nn.Conv2d, given: Tensor) -> None:
+        shape = given.shape if given.dim() == 4 else (1, *given.shape)
+        found.setdefault(name, geometry_of_layer(layer, shape))
 
-        handles.append(layer.register_forward_pre_hook(note))
+    with torch.no_grad():
+        _watch(model, inputs, note)
+    return found
+
+
+def first_layers(model: nn.Module, inputs: Tensor) -> set[str]:
+    """Of the layers that `geometries` finds, those whose input needs no gradient when it trains."""
+    found: set[str] = set()
+
+    def note(name: str, _layer: nn.Conv2d, given: Tensor) -> None:
+        if not given.requires_grad:
+            found.add(name)
+
+    with torch.enable_grad():
+        _watch(model, inputs, note)
+    return found
+
+
+def _watch(
+    model: nn.Module, inputs: Tensor, note: Callable[[str, nn.Conv2d, Tensor], None]
+) -> None:
+    """Let inputs go through; what each convolution gets is noted."""
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, given, name=name: note(name, layer, given[0]))
+        for name, layer in convolutions(model).items()
+    ]
     modes = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):
             model.eval()(inputs)
     finally:
         for module, training in modes.items():
             module.training = training
         for handle in handles:
             handle.remove()
-    return found
 
 
 def geometry_of_layer(layer: Any, input_shape: Sequence[int]) -> Geometry:

@@ -7,12 +7,14 @@ DistributedDataParallel go through them as through any other: what they compute 
     convoy::convolve_input(gradient, weight) ──▶ gradient of the input
     convoy::convolve_weight(input, gradient) ──▶ gradient of the weight
 
-Each pass has an algorithm of its own (`passes.py`); torch's is one of them.
+Each pass has an algorithm of its own (`passes.py`); torch's is one of them. What comes in
+channels-last goes out in channels-last, as with torch's own; ours compute in the other layout, and
+bring it there and back. The gradients have gradients, by the same three operations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +22,8 @@ from torch import Tensor
 
 from convoy.errors import UsageError
 from convoy.kernels.compiled import cpu
-from convoy.kernels.geometry import geometry_of, pair
-from convoy.kernels.passes import PIPELINED, TORCH, by_pass
+from convoy.kernels.geometry import Geometry, geometry_of, pair
+from convoy.kernels.passes import OF_TORCH, PIPELINED, TORCH, TORCH_LAST, by_pass
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -48,17 +50,19 @@ def convolve(
         bias: [filters].
         stride, padding, dilation: one number, or two, rows first.
         groups: that channels and filters are divided among.
-        algorithm: `direct`, `lowering`, `pipelined` or `torch`, or three of them for the output and
-            the gradients of input and weight: `torch/pipelined/lowering`.
+        algorithm: `direct`, `lowering`, `pipelined`, `torch`, `torch-contiguous` or
+            `torch-channels-last`, or three of them for the output and the gradients of input and
+            weight: `torch/pipelined/lowering`.
 
     Returns:
-        [images, filters, out height, out width].
+        [images, filters, out height, out width], in the input's memory layout.
 
     Raises:
         UnknownNameError: no such algorithm.
         UsageError: a dtype, a device or shapes that do not fit; says what was expected.
     """
-    if set(by_pass(algorithm)) == {TORCH}:
+    chosen = set(by_pass(algorithm))
+    if chosen == {TORCH}:
         plain: Tensor = torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
         return plain
     for what, tensor in (("input", input), ("weight", weight), ("bias", bias)):
@@ -70,7 +74,7 @@ def convolve(
                 f"the {what} is {tensor.dtype}{beside}: expected float32 or float64 in all of "
                 f"them; {algorithm} has no other. With algorithm torch it would be torch's own"
             )
-        if tensor.device.type != "cpu":
+        if tensor.device.type != "cpu" and not chosen <= set(OF_TORCH):
             raise UsageError(f"the {what} is on {tensor.device}: {algorithm} runs on a CPU only")
     window = [*pair(stride, "stride", 1), *pair(padding, "padding", 0)]
     window += pair(dilation, "dilation", 1)
@@ -81,8 +85,50 @@ def convolve(
     return found
 
 
+def op_passes(
+    geometry: Geometry,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gradient: Tensor,
+    algorithm: str,
+) -> dict[str, Callable[[], Tensor]]:
+    """Each pass by itself, as autograd calls it; of torch's own, what torch calls.
+
+    Args:
+        geometry: what is computed.
+        input, weight, bias, gradient: operands; the last one is that of the output.
+        algorithm: of passes.CHOICES.
+    """
+    g = geometry
+    window, shapes = [*g.stride, *g.padding, *g.dilation], (list(input.shape), list(weight.shape))
+    how = (window, g.groups, algorithm)
+    if algorithm == TORCH:
+        return {
+            "forward": lambda: torch.conv2d(input, weight, bias, *_parts(window), g.groups),
+            "input": lambda: _of_torch(gradient, input, weight, window, g.groups, 0),
+            "weight": lambda: _of_torch(gradient, input, weight, window, g.groups, 1),
+        }
+    return {
+        "forward": lambda: _convolve(input, weight, bias, *how),
+        "input": lambda: _convolve_input(gradient, weight, shapes[0], *how),
+        "weight": lambda: _convolve_weight(input, gradient, shapes[1], *how),
+    }
+
+
 def _parts(window: list[int]) -> tuple[list[int], list[int], list[int]]:
     return window[:2], window[2:4], window[4:6]
+
+
+def is_last(tensor: Tensor) -> bool:
+    """Whether a tensor is in channels-last, and not in both layouts at once."""
+    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def in_layout(tensor: Tensor, last: bool) -> Tensor:
+    """A tensor in channels-last, or in torch's contiguous layout: itself, where it is."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    return tensor.contiguous(memory_format=layout)
 
 
 def _array(tensor: Tensor) -> Any:
@@ -98,16 +144,16 @@ def _convolve(
     groups: int,
     algorithm: str,
 ) -> Tensor:
-    chosen = by_pass(algorithm).forward
-    if chosen == TORCH:
-        plain = torch.conv2d(input.contiguous(), weight.contiguous(), bias, *_parts(window), groups)
-        return plain.contiguous()
+    chosen, last = by_pass(algorithm).forward, is_last(input)
+    if chosen in OF_TORCH:
+        x, w = (in_layout(tensor, _computes_last(chosen, last)) for tensor in (input, weight))
+        return in_layout(torch.conv2d(x, w, bias, *_parts(window), groups), last)
     geometry = geometry_of(input.shape, weight.shape, *_parts(window), groups)
     added = None if bias is None else _array(bias)
     made = cpu().forward(
         geometry, _array(input), _array(weight), added, chosen, torch.get_num_threads()
     )
-    return torch.from_numpy(made)
+    return in_layout(torch.from_numpy(made), last)
 
 
 @torch.library.custom_op("convoy::convolve_input", mutates_args=())
@@ -119,15 +165,16 @@ def _convolve_input(
     groups: int,
     algorithm: str,
 ) -> Tensor:
-    chosen = by_pass(algorithm).input
-    if chosen == TORCH:
+    chosen, last = by_pass(algorithm).input, is_last(gradient)
+    if chosen in OF_TORCH:
+        g, w = (in_layout(tensor, _computes_last(chosen, last)) for tensor in (gradient, weight))
         stands_for = gradient.new_empty(1).expand(input_shape)
-        return _by_torch(gradient, stands_for, weight.contiguous(), window, groups, 0)
+        return in_layout(_of_torch(g, stands_for, w, window, groups, 0), last)
     geometry = geometry_of(input_shape, weight.shape, *_parts(window), groups)
     made = cpu().input_gradient(
         geometry, _array(gradient), _array(weight), chosen, torch.get_num_threads()
     )
-    return torch.from_numpy(made)
+    return in_layout(torch.from_numpy(made), last)
 
 
 @torch.library.custom_op("convoy::convolve_weight", mutates_args=())
@@ -139,26 +186,31 @@ def _convolve_weight(
     groups: int,
     algorithm: str,
 ) -> Tensor:
-    chosen = by_pass(algorithm).weight
-    if chosen == TORCH:
+    chosen, last = by_pass(algorithm).weight, is_last(gradient)
+    if chosen in OF_TORCH:
+        x, g = (in_layout(tensor, _computes_last(chosen, last)) for tensor in (input, gradient))
         stands_for = gradient.new_empty(1).expand(weight_shape)
-        return _by_torch(gradient, input.contiguous(), stands_for, window, groups, 1)
+        return in_layout(_of_torch(g, x, stands_for, window, groups, 1), last)
     geometry = geometry_of(input.shape, weight_shape, *_parts(window), groups)
     made = cpu().weight_gradient(
         geometry, _array(input), _array(gradient), chosen, torch.get_num_threads()
     )
-    return torch.from_numpy(made)
+    return in_layout(torch.from_numpy(made), last)
 
 
-def _by_torch(
+def _computes_last(chosen: str, last: bool) -> bool:
+    """Whether torch's own computes in channels-last what comes in that layout, or does not."""
+    return last if chosen == TORCH else chosen == TORCH_LAST
+
+
+def _of_torch(
     gradient: Tensor, input: Tensor, weight: Tensor, window: list[int], groups: int, which: int
 ) -> Tensor:
     """One of torch's gradients; it looks at no more than the shape of what that one is of."""
     mask = [which == 0, which == 1, False]
     how = (*_parts(window), False, [0, 0], groups, mask)
-    found = torch.ops.aten.convolution_backward(gradient.contiguous(), input, weight, None, *how)
-    made: Tensor = found[which]
-    return made.contiguous()
+    made: Tensor = torch.ops.aten.convolution_backward(gradient, input, weight, None, *how)[which]
+    return made
 
 
 @_convolve.register_fake
@@ -175,7 +227,7 @@ def _(
     images, _, height, width = input.shape
     out_y = (height + 2 * py - dy * (ky - 1) - 1) // sy + 1
     out_x = (width + 2 * px - dx * (kx - 1) - 1) // sx + 1
-    return input.new_empty((images, filters, out_y, out_x))
+    return in_layout(input.new_empty((images, filters, out_y, out_x)), is_last(input))
 
 
 @_convolve_input.register_fake
@@ -187,7 +239,7 @@ def _(
     groups: int,
     algorithm: str,
 ) -> Tensor:
-    return gradient.new_empty(input_shape)
+    return in_layout(gradient.new_empty(input_shape), is_last(gradient))
 
 
 @_convolve_weight.register_fake
@@ -199,7 +251,7 @@ def _(
     groups: int,
     algorithm: str,
 ) -> Tensor:
-    return gradient.new_empty(weight_shape)
+    return in_layout(gradient.new_empty(weight_shape), is_last(gradient))
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -222,4 +274,41 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     return to_input, to_weight, to_bias, None, None, None
 
 
+def _remember_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    gradient, weight, _, ctx.window, ctx.groups, ctx.algorithm = inputs
+    ctx.save_for_backward(gradient, weight)
+
+
+def _backward_of_input(ctx: Any, given: Tensor) -> tuple[Any, ...]:
+    """The gradient of the input is linear in either; `given` is shaped as the input."""
+    gradient, weight = ctx.saved_tensors
+    how = (ctx.window, ctx.groups, ctx.algorithm)
+    needs_gradient, needs_weight, *_rest = ctx.needs_input_grad
+    to_gradient = _convolve(given, weight, None, *how) if needs_gradient else None
+    to_weight = (
+        _convolve_weight(given, gradient, list(weight.shape), *how) if needs_weight else None
+    )
+    return to_gradient, to_weight, None, None, None, None
+
+
+def _remember_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, gradient, _, ctx.window, ctx.groups, ctx.algorithm = inputs
+    ctx.save_for_backward(input, gradient)
+
+
+def _backward_of_weight(ctx: Any, given: Tensor) -> tuple[Any, ...]:
+    """Likewise; `given` is shaped as the weight."""
+    input, gradient = ctx.saved_tensors
+    how = (ctx.window, ctx.groups, ctx.algorithm)
+    needs_input, needs_gradient, *_rest = ctx.needs_input_grad
+    to_input = to_gradient = None
+    if needs_input:
+        to_input = _convolve_input(gradient, given, list(input.shape), *how)
+    if needs_gradient:
+        to_gradient = _convolve(input, given, None, *how)
+    return to_input, to_gradient, None, None, None, None
+
+
 _convolve.register_autograd(_backward, setup_context=_remember)
+_convolve_input.register_autograd(_backward_of_input, setup_context=_remember_input)
+_convolve_weight.register_autograd(_backward_of_weight, setup_context=_remember_weight)

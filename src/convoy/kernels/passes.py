@@ -14,9 +14,13 @@ AUTO = "auto"
 """Whichever is fastest here."""
 TORCH = "torch"
 """torch's own: oneDNN on a CPU, cuDNN on a GPU."""
+TORCH_CONTIGUOUS, TORCH_LAST = "torch-contiguous", "torch-channels-last"
+"""torch's own in one of its layouts, whatever that of the network: tensors are brought into it and
+back. In the latter the channels of a position lie side by side."""
 DIRECT, LOWERING, PIPELINED = "direct", "lowering", "pipelined"
 ALGORITHMS = (DIRECT, LOWERING, PIPELINED)
-CHOICES = (TORCH, *ALGORITHMS)
+OF_TORCH = (TORCH, TORCH_CONTIGUOUS, TORCH_LAST)
+CHOICES = (*OF_TORCH, *ALGORITHMS)
 PASSES = ("forward", "input", "weight")
 """The output, the gradient of the input, and that of the weight."""
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convoy.kernels.tuner import MOST_IMAGES
 from convoy.runtime.conv_choice import ConvChoice
 from convoy.runtime.layout import fastest_layout, set_layout
 from convoy.runtime.settings import TrainSettings
@@ -41,14 +40,14 @@ class Arrangement:
         """
         self._model, self._asked = model, settings.memory_format
         self._samples, self._autocast = samples, autocast
-        share = -(-settings.batch_size // (settings.workers or 1))
         self._convolutions = ConvChoice(
             model,
             settings.conv_algorithm,
             is_mixed=settings.precision == "bf16",
             layout=settings.memory_format,
-            inputs=lambda: samples(min(share, MOST_IMAGES))[0],
-            loss=lambda: self._loss(min(share, MOST_IMAGES)),
+            images=-(-settings.batch_size // (settings.workers or 1)),
+            samples=lambda count: samples(count)[0],
+            loss=self._loss,
             num_threads=num_threads,
         )
 
@@ -80,7 +79,7 @@ class Arrangement:
         """By layer, those that are not torch's own in this layout."""
         return self._convolutions.used(layout)
 
-    def _loss(self, count: int) -> Tensor:
-        inputs, targets = self._samples(count)
+    def _loss(self, inputs: Tensor) -> Tensor:
+        targets = self._samples(len(inputs))[1]
         with self._autocast():
             return F.cross_entropy(self._model(inputs), targets)

@@ -53,11 +53,11 @@ def fastest_layout(
             for name in FORMATS:
                 lay_out(name)
                 placed = laid_out(inputs, name)
-                _synchronise(inputs.device)
+                synchronise(inputs.device)
                 started = time.perf_counter()
                 with autocast():
                     F.cross_entropy(model(placed), targets).backward()
-                _synchronise(inputs.device)
+                synchronise(inputs.device)
                 if repeat:  # the first warms up
                     times[name].append(time.perf_counter() - started)
                 model.zero_grad(set_to_none=True)
@@ -70,6 +70,7 @@ def fastest_layout(
     return min(zip(slowest, FORMATS, strict=True))[1]
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
