@@ -2,13 +2,15 @@
 
     python benchmarks/kernels.py layers [--threads 1,2] [--seconds 1.0]
     python benchmarks/kernels.py steps [--threads 1,2] [--networks cifar10-full:100,googlenet:4]
+    python benchmarks/kernels.py sizes [--threads 1,2] [--seconds 0.5]
     python benchmarks/kernels.py gpu [--images 32]
 
 `layers`: the three convolutions of cifar10-full in batches of 100, and in batches of 16 the twenty
 of GoogLeNet whose kernel is larger than one element, forward and both gradients, in turns.
 `steps`: forward, backward and update of a network as PyTorch does it, with the layout that
 `--memory-format auto` chooses, and with the algorithms of `--conv-algorithm auto` too, in turns.
-`gpu`: the five
+`sizes`: dense and convolution layers, and networks of one convolution, over sizes of images, forward
+and backward by torch, on a CPU and a GPU if there is one. `gpu`: the five
 convolutions of AlexNet, forward, by the loop nest on one core, the four GPU kernels and cuDNN.
 """
 
@@ -26,10 +28,11 @@ import torch
 import torch.nn.functional as F
 
 from common import RESULTS, write
-from convoy.api.convolutions import of_network
+from convoy.api.convolutions import compare_over_sizes, of_network
 from convoy.api.requests import job_of
 from convoy.kernels import convolve
 from convoy.kernels.bench import bench
+from convoy.kernels.compare import FILTERS, KERNEL, KINDS, UNITS
 from convoy.kernels.geometry import Geometry
 from convoy.kernels.gpu.forward import KERNELS, TILES, forward
 from convoy.kernels.passes import ALGORITHMS, LOWERING, PASSES, TORCH
@@ -40,6 +43,8 @@ from convoy.runtime.training import Trainee
 
 NETWORKS = {"cifar10-full": 100, "googlenet": 16}
 """And images in a batch."""
+SIZES = (28, 64, 128, 256)
+SIZES_NETWORKS = ("chavan:3-50-100-10", "chavan:5-50-100-10", "chavan:7-50-100-10")
 STEPS = "cifar10-full:100,googlenet:4,vgg16:2"
 
 
@@ -198,6 +203,38 @@ def step(trainee: Trainee, images: int, layout: str) -> Callable[[], None]:
     return work
 
 
+def sizes(options: argparse.Namespace) -> None:
+    """Layers and networks over sizes of images."""
+    for study, names in (("layers", KINDS), ("networks", SIZES_NETWORKS)):
+        found = compare_over_sizes(
+            names,
+            SIZES,
+            are_networks=study == "networks",
+            batch_size=NETWORKS["googlenet"],
+            threads=options.threads,
+            seconds=options.seconds,
+            say=print,
+        )
+        write(
+            f"kernels_sizes_{study}",
+            [
+                {
+                    study[:-1]: row.what,
+                    "image size": row.image_size,
+                    "device": row.device,
+                    "threads": row.threads,
+                    "forward ms": row.forward_s * 1e3,
+                    "backward ms": row.backward_s * 1e3,
+                }
+                for row in found
+            ],
+            about=f"{study.capitalize()} over sizes of square images of three channels, "
+            f"{NETWORKS['googlenet']} in a batch, float32, by torch: medians of turns. A dense layer has "
+            f"{UNITS} units, a convolution {FILTERS} filters of {KERNEL}x{KERNEL}; backward is of "
+            "weights and input.",
+        )
+
+
 def gpu(options: argparse.Namespace) -> None:
     """The study's table on this GPU: milliseconds of each layer by each kernel."""
     if not torch.cuda.is_available():
@@ -251,10 +288,13 @@ def finished(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+STUDIES = {"layers": layers, "summary": summary, "steps": steps, "sizes": sizes, "gpu": gpu}
+
+
 def main() -> None:
     """One of these."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", choices=["layers", "summary", "steps", "gpu"])
+    parser.add_argument("study", choices=[*STUDIES])
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--images", type=int, default=32)
@@ -262,7 +302,7 @@ def main() -> None:
     options = parser.parse_args()
     options.threads = [int(number) for number in options.threads.split(",")]
     keep_freed_memory()  # as a rank of a run does
-    {"layers": layers, "summary": summary, "steps": steps, "gpu": gpu}[options.study](options)
+    STUDIES[options.study](options)
 
 
 if __name__ == "__main__":
