@@ -9,9 +9,9 @@
 of GoogLeNet whose kernel is larger than one element, forward and both gradients, in turns.
 `steps`: forward, backward and update of a network as PyTorch does it, with the layout that
 `--memory-format auto` chooses, and with the algorithms of `--conv-algorithm auto` too, in turns.
-`sizes`: dense and convolution layers, and networks of one convolution, over sizes of images, forward
-and backward by torch, on a CPU and a GPU if there is one. `gpu`: the five
-convolutions of AlexNet, forward, by the loop nest on one core, the four GPU kernels and cuDNN.
+`sizes`: dense and convolution layers, and networks of one convolution, over sizes of images,
+forward and backward by torch, on a CPU and a GPU if there is one. `gpu`: the five convolutions of
+AlexNet, forward, by the loop nest on one core, the four GPU kernels and cuDNN.
 """
 
 from __future__ import annotations
@@ -229,8 +229,8 @@ def sizes(options: argparse.Namespace) -> None:
                 for row in found
             ],
             about=f"{study.capitalize()} over sizes of square images of three channels, "
-            f"{NETWORKS['googlenet']} in a batch, float32, by torch: medians of turns. A dense layer has "
-            f"{UNITS} units, a convolution {FILTERS} filters of {KERNEL}x{KERNEL}; backward is of "
+            f"{NETWORKS['googlenet']} in a batch, float32, by torch: medians of turns. A dense "
+            f"layer has {UNITS} units, a convolution {FILTERS} filters of {KERNEL}x{KERNEL}; backward is of "
             "weights and input.",
         )
 
