@@ -230,8 +230,8 @@ def sizes(options: argparse.Namespace) -> None:
             ],
             about=f"{study.capitalize()} over sizes of square images of three channels, "
             f"{NETWORKS['googlenet']} in a batch, float32, by torch: medians of turns. A dense "
-            f"layer has {UNITS} units, a convolution {FILTERS} filters of {KERNEL}x{KERNEL}; backward is of "
-            "weights and input.",
+            f"layer has {UNITS} units, a convolution {FILTERS} filters of {KERNEL}x{KERNEL}; "
+            "backward is of weights and input.",
         )
 
 
