@@ -182,6 +182,34 @@ def test_operations_are_as_torch_wants_them(
     torch.library.opcheck(torch.ops.convoy.convolve.default, arguments)
 
 
+def test_transforms_of_torchs() -> None:
+    x, weight, _ = drawn(Case(GROUPED, has_bias=False, seed=5))
+    along = torch.ones_like(weight)
+
+    def ours(weight: torch.Tensor) -> torch.Tensor:
+        return convolve(x, weight, None, *window(GROUPED), algorithm="pipelined")
+
+    def torchs(weight: torch.Tensor) -> torch.Tensor:
+        return torch.conv2d(x, weight, None, *window(GROUPED))
+
+    for transform in (torch.func.jvp, torch.autograd.functional.jvp):
+        _, found = transform(ours, (weight,), (along,))
+        _, expected = transform(torchs, (weight,), (along,))
+        torch.testing.assert_close(found, expected)
+        assert found.abs().max() > 1
+    found, expected = (
+        torch.func.grad(lambda weight, f=f: f(weight).square().sum())(weight)
+        for f in (ours, torchs)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_torchs_own_has_other_dtypes() -> None:
+    x, weight = torch.ones(1, 2, 5, 5).bfloat16(), torch.ones(3, 2, 3, 3).bfloat16()
+    made = convolve(x, weight, algorithm=TORCH_LAST)
+    torch.testing.assert_close(made, torch.conv2d(x, weight))
+
+
 @pytest.mark.parametrize("what", ["stride", "padding", "dilation"])
 def test_numbers_that_are_none(what: str) -> None:
     inputs, weight = torch.zeros(1, 1, 5, 5), torch.zeros(1, 1, 3, 3)
@@ -194,6 +222,8 @@ def test_what_does_not_fit_is_said() -> None:
     inputs, weight = torch.zeros(1, 4, 5, 5), torch.zeros(6, 2, 3, 3)
     with pytest.raises(UnknownNameError, match=r"'pipeline'. Nearest: pipelined"):
         convolve(inputs, weight, groups=2, algorithm="pipeline")
+    with pytest.raises(UsageError, match="0 groups: expected 1 or more"):
+        convolve(inputs, weight, groups=0)
     with pytest.raises(UsageError, match="expected 2 channels"):
         convolve(inputs, weight)
     with pytest.raises(UsageError, match="4 groups .* expected a number of groups that divides"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 
 from convoy import networks
 from convoy.errors import UnknownNameError, UsageError
-from convoy.kernels import use_algorithm
+from convoy.kernels import tuner, use_algorithm
 from convoy.kernels.geometry import Geometry
 from convoy.kernels.layers import ChosenConv2d, convolutions, first_layers, geometries
 from convoy.kernels.passes import ByPass, by_pass
@@ -140,3 +142,58 @@ def test_layers_whose_input_needs_no_gradient() -> None:
     assert model.dropout.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_layer_the_fastest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tuner.pooch, "os_cache", lambda _name: tmp_path)
+    model, images = networks.build("lenet").double(), torch.randn(3, 1, 28, 28).double()
+    expected, asked = model(images), []
+
+    def played(
+        geometry: Geometry, names: tuple[str, ...], passes: tuple[str, ...], **how: Any
+    ) -> dict[tuple[str, str], float]:
+        asked.append((geometry.images, how["last"], how["dtype"], passes))
+        return {
+            (what, name): 0.5 if name == "lowering" else 1.0 for what in passes for name in names
+        }
+
+    monkeypatch.setattr(tuner, "timed_as_op", played)
+    use_algorithm(model, "auto", images)
+    chosen = [layer.algorithm for layer in convolutions(model).values()]
+    assert chosen == ["lowering/torch/lowering", "lowering"]
+    assert sorted(asked) == [
+        (4, False, torch.float64, ("forward", "input", "weight")),
+        (4, False, torch.float64, ("forward", "weight")),
+    ]
+    torch.testing.assert_close(model(images), expected)
+    with pytest.raises(
+        UsageError, match=r"give it images, as use_algorithm\(model, 'auto', images"
+    ):
+        use_algorithm(model, "auto")
+    with pytest.raises(UsageError, match="weights are torch.bfloat16; expected float32 or float64"):
+        use_algorithm(model.bfloat16(), "auto", images)
+
+
+def test_an_input_by_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.conv(input=images)  # type: ignore[no-any-return]
+
+    assert geometries(Named(), torch.zeros(2, 1, 5, 5))["conv"].images == 2
+
+
+@pytest.mark.parametrize("algorithm", ["torch-channels-last", "pipelined"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_network_stays_in_channels_last(algorithm: str, channels: int) -> None:
+    layer = nn.Conv2d(channels, 4, 3).to(memory_format=torch.channels_last)
+    images = torch.randn(2, channels, 6, 5)
+    for given in (images, images.to(memory_format=torch.channels_last)):
+        expected = layer(given)
+        made = use_algorithm(layer, algorithm)(given)
+        assert made.stride() == expected.stride() == (48, 1, 12, 4)
+        torch.testing.assert_close(made, expected)
+        use_algorithm(layer, "torch")

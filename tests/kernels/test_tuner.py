@@ -149,6 +149,21 @@ def test_two_who_keep_at_once_lose_nothing(asked: list[Geometry], tmp_path: Path
     assert len(asked) == 2
 
 
+def test_who_times_at_once_goes_by_the_same_choice(tmp_path: Path) -> None:
+    first, second = Kept(tmp_path / "kept.json"), Kept(tmp_path / "kept.json")
+
+    def is_choice(choice: Any) -> bool:
+        return choice in ("A", "B")
+
+    assert first.put("conv", "A", is_choice) == "A"
+    assert second.put("conv", "B", is_choice) == second.get("conv") == "A"
+    (tmp_path / "kept.json").write_text('{"conv": "of another version"}')
+    assert second.put("conv", "B", is_choice) == "B"
+    (tmp_path / "kept.json").unlink()  # to have all timed anew
+    first.put("other", "A", is_choice)
+    assert json.loads((tmp_path / "kept.json").read_text()) == {"other": "A"}
+
+
 def test_what_cannot_be_written_is_known_meanwhile(asked: list[Geometry], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     kept = Kept(tmp_path / "file" / "kept.json")

@@ -21,7 +21,7 @@ from convoy.errors import UsageError
 from convoy.kernels.compiled import cpu
 from convoy.kernels.geometry import Geometry, geometry_of
 from convoy.kernels.passes import ALGORITHMS, LOWERING, TORCH
-from convoy.kernels.timing import TIMED, Timed, peak_flops, timed
+from convoy.kernels.timing import TIMED, Timed, timed
 
 SHAPE_FORM = "CxHxW:FxKyxKx[:STRIDE[:PADDING[:DILATION[:GROUPS]]]]"
 _NUMBER = r"(\d+)"
@@ -43,8 +43,10 @@ class Row:
     seconds: float
     """The median of its turns."""
     gflops: float
+    peak_gflops: float
+    """Of a large product of matrices by torch, with as many threads and in the same turns."""
     of_peak: float
-    """Beside a large product of matrices by torch, with as many threads."""
+    """Beside that. The padding's zeros count as operations: one that skips them may exceed 1."""
     vs_lowering: float | None
     """How many times as fast as `lowering`; None where that was not timed."""
     vs_library: float | None
@@ -63,7 +65,7 @@ class Found:
     images: int
     geometries: Mapping[str, Geometry]
     peaks: Mapping[int, float]
-    """FLOP/s of a product of matrices, by threads."""
+    """FLOP/s of a product of matrices, by threads: the best of all turns' medians."""
     rows: tuple[Row, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,13 +102,15 @@ def bench(
     if ours:
         say("compiling (seconds; kept for the next time)")
         cpu().compile_all(np.dtype(str(dtype).removeprefix("torch.")), ours)
-    peaks, rows = {}, []
-    for number in threads:
-        peaks[number] = peak_flops(number, dtype)
+    peaks: dict[int, float] = {}
+    rows: list[Row] = []
+    for number in dict.fromkeys(threads):
+        peaks[number] = 0.0
         for layer, geometry in geometries.items():
             say(f"timing {layer}, {number} thread{'s' * (number > 1)}")
             found = timed(geometry, number, algorithms, dtype=dtype, enough_s=enough_s)
-            rows += [_row(layer, geometry, one, found, peaks[number]) for one in found]
+            rows += [_row(layer, geometry, one, found) for one in found]
+            peaks[number] = max(peaks[number], *(one.peak_flops for one in found))
     images = next(iter(geometries.values())).images
     return Found(images=images, geometries=geometries, peaks=peaks, rows=tuple(rows))
 
@@ -137,14 +141,14 @@ def shape_of(text: str, images: int) -> Geometry:
         default if found is None else int(found)
         for found, default in zip(match.groups()[6:], (1, 0, 1, 1), strict=True)
     )
-    if groups < 1:
-        raise UsageError(f"--shape {text}: expected 1 group or more")
+    if groups < 1 or channels % groups:
+        raise UsageError(f"--shape {text}: {groups} groups do not divide {channels} channels")
     weight = (filters, channels // groups, ky, kx)
     given = (images, channels, height, width)
     return geometry_of(given, weight, stride, padding, dilation, groups)
 
 
-def _row(layer: str, geometry: Geometry, one: Timed, among: Sequence[Timed], peak: float) -> Row:
+def _row(layer: str, geometry: Geometry, one: Timed, among: Sequence[Timed]) -> Row:
     beside = {other.algorithm: other.seconds for other in among if other.what == one.what}
     flops = geometry.flops / one.seconds
 
@@ -158,7 +162,8 @@ def _row(layer: str, geometry: Geometry, one: Timed, among: Sequence[Timed], pea
         algorithm=one.algorithm,
         seconds=one.seconds,
         gflops=flops / 1e9,
-        of_peak=flops / peak,
+        peak_gflops=one.peak_flops / 1e9,
+        of_peak=flops / one.peak_flops,
         vs_lowering=times(LOWERING),
         vs_library=times(TORCH),
     )

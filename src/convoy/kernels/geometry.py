@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from operator import index
+from typing import NamedTuple, SupportsIndex
 
 from convoy.errors import UsageError
 
@@ -46,11 +47,11 @@ def pair(value: int | Sequence[int], what: str, least: int) -> Pair:
         UsageError: it is neither, or less than `least`.
     """
     numbers = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(numbers) != 2 or any(not isinstance(n, int) or n < least for n in numbers):
+    if len(numbers) != 2 or any(not isinstance(n, SupportsIndex) or n < least for n in numbers):
         raise UsageError(
             f"{what} {value!r}: expected an integer, {least} or more, or two of them, rows first"
         )
-    return numbers[0], numbers[1]
+    return index(numbers[0]), index(numbers[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +189,8 @@ def geometry_of(
             f"an input {list(input_shape)} and a weight {list(weight_shape)}: expected "
             "[images, channels, height, width] and [filters, channels / groups, height, width]"
         )
+    if groups < 1:
+        raise UsageError(f"{groups} groups: expected 1 or more")
     images, channels, height, width = input_shape
     filters, of_group, *kernel = weight_shape
     if channels != of_group * groups:

@@ -8,6 +8,7 @@ pads with anything but zeros, keeps torch's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from convoy.errors import UnknownNameError, UsageError
 from convoy.kernels.geometry import Geometry, geometry_of
-from convoy.kernels.operation import convolve
-from convoy.kernels.passes import TORCH, by_pass
+from convoy.kernels.operation import DTYPES, convolve, is_last
+from convoy.kernels.passes import AUTO, TORCH, by_pass
+from convoy.kernels.tuner import Where, hardware_of, kept_here, tuned
 
 
 class ChosenConv2d(nn.Conv2d):
@@ -74,27 +76,36 @@ def paddings(layer: nn.Conv2d) -> tuple[int, int]:
     return layer.padding[0], layer.padding[1]
 
 
-def use_algorithm(model: nn.Module, algorithm: str | Mapping[str, str]) -> nn.Module:
+def use_algorithm(
+    model: nn.Module, algorithm: str | Mapping[str, str], inputs: Tensor | None = None
+) -> nn.Module:
     """Have a model's convolutions computed by an algorithm, from now on.
 
         use_algorithm(model, "pipelined")
         use_algorithm(model, {"features.0": "lowering", "features.3": "torch"})
+        use_algorithm(model, "auto", images)  # each layer the fastest, for such images
         use_algorithm(model, "torch")  # as it was
 
     Args:
         model: any; it is changed in place.
         algorithm: `torch`, `direct`, `lowering` or `pipelined` for all layers that can be chosen,
             or three with / between them, one for each pass (`passes.py`); or by layer, where those
-            that are not named stay as they are. What is fastest here `tuner.tuned` finds.
+            that are not named stay as they are. `auto`: whichever is fastest here, timed once and
+            kept, which takes seconds; for the memory layout that the first convolution has.
+        inputs: [images, channels, height, width], on the model's device; with `auto` only, as many
+            as the model will compute at a time.
 
     Returns:
         The model.
 
     Raises:
         UnknownNameError: no such algorithm, or no such layer.
-        UsageError: a layer that was named cannot be chosen.
+        UsageError: a layer that was named cannot be chosen; `auto` without inputs, or with a dtype
+            that is not float32 or float64.
     """
     found = convolutions(model)
+    if algorithm == AUTO:
+        algorithm = _fastest(model, found, inputs)
     if isinstance(algorithm, str):
         algorithm = dict.fromkeys(found, algorithm)
     for name, chosen in algorithm.items():
@@ -115,6 +126,31 @@ def use_algorithm(model: nn.Module, algorithm: str | Mapping[str, str]) -> nn.Mo
             layer.__class__ = ChosenConv2d
             layer.algorithm = chosen  # type: ignore[assignment]
     return model
+
+
+def _fastest(
+    model: nn.Module, layers: Mapping[str, nn.Conv2d], inputs: Tensor | None
+) -> dict[str, str]:
+    if inputs is None:
+        raise UsageError(
+            "use_algorithm(model, 'auto') times layers at their real shapes: give it images, as "
+            "use_algorithm(model, 'auto', images)"
+        )
+    if not layers:
+        return {}
+    weight = next(iter(layers.values())).weight
+    if weight.dtype not in DTYPES:
+        raise UsageError(f"auto: the weights are {weight.dtype}; expected float32 or float64")
+    where = Where(
+        hardware=hardware_of(weight.device),
+        num_threads=torch.get_num_threads(),
+        dtype=weight.dtype,
+        last=is_last(weight),
+        device=str(weight.device),
+    )
+    first = first_layers(model, inputs[:1])
+    found = tuned(geometries(model, inputs), where, kept_here(), first=first)
+    return {name: str(choice) for name, choice in found.items()}
 
 
 def geometries(model: nn.Module, inputs: Tensor) -> dict[str, Geometry]:
@@ -151,17 +187,25 @@ def first_layers(model: nn.Module, inputs: Tensor) -> set[str]:
     return found
 
 
+def rng_restored(device: torch.device) -> AbstractContextManager[None]:
+    """Random numbers that are drawn within, on a CPU or on `device`, do not count."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 def _watch(
     model: nn.Module, inputs: Tensor, note: Callable[[str, nn.Conv2d, Tensor], None]
 ) -> None:
     """Let inputs go through; what each convolution gets is noted."""
     handles = [
-        layer.register_forward_pre_hook(lambda layer, given, name=name: note(name, layer, given[0]))
+        layer.register_forward_pre_hook(
+            lambda layer, given, named, name=name: note(name, layer, (*given, *named.values())[0]),
+            with_kwargs=True,
+        )
         for name, layer in convolutions(model).items()
     ]
     modes = {module: module.training for module in model.modules()}
     try:
-        with torch.random.fork_rng(devices=[]):
+        with rng_restored(inputs.device):
             model.eval()(inputs)
     finally:
         for module, training in modes.items():

@@ -9,7 +9,8 @@ DistributedDataParallel go through them as through any other: what they compute 
 
 Each pass has an algorithm of its own (`passes.py`); torch's is one of them. What comes in
 channels-last goes out in channels-last, as with torch's own; ours compute in the other layout, and
-bring it there and back. The gradients have gradients, by the same three operations.
+bring it there and back. The gradients have gradients, by the same three operations; forward-mode
+differentiation and torch.func's transforms get torch's own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from convoy.errors import UsageError
 from convoy.kernels.compiled import cpu
@@ -62,19 +64,20 @@ def convolve(
         UsageError: a dtype, a device or shapes that do not fit; says what was expected.
     """
     chosen = set(by_pass(algorithm))
-    if chosen == {TORCH}:
+    if chosen == {TORCH} or _is_transformed():
         plain: Tensor = torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
         return plain
     for what, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
-        if tensor.dtype not in DTYPES or tensor.dtype != input.dtype:
+        is_theirs = chosen <= set(OF_TORCH)
+        if tensor.dtype != input.dtype or (tensor.dtype not in DTYPES and not is_theirs):
             beside = "" if tensor is input else f" and the input {input.dtype}"
             raise UsageError(
                 f"the {what} is {tensor.dtype}{beside}: expected float32 or float64 in all of "
                 f"them; {algorithm} has no other. With algorithm torch it would be torch's own"
             )
-        if tensor.device.type != "cpu" and not chosen <= set(OF_TORCH):
+        if tensor.device.type != "cpu" and not is_theirs:
             raise UsageError(f"the {what} is on {tensor.device}: {algorithm} runs on a CPU only")
     window = [*pair(stride, "stride", 1), *pair(padding, "padding", 0)]
     window += pair(dilation, "dilation", 1)
@@ -120,15 +123,46 @@ def _parts(window: list[int]) -> tuple[list[int], list[int], list[int]]:
     return window[:2], window[2:4], window[4:6]
 
 
-def is_last(tensor: Tensor) -> bool:
-    """Whether a tensor is in channels-last, and not in both layouts at once."""
-    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+def _is_transformed() -> bool:
+    """Whether forward-mode differentiation or torch.func is at work, of which ours know nothing."""
+    if torch.compiler.is_compiling():
+        return False
+    transforms = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return getattr(forward_ad, "_current_level", -1) >= 0 or bool(transforms and transforms())
+
+
+def is_last(*tensors: Tensor) -> bool:
+    """Whether one of these is in channels-last, by its strides: as torch's own decides.
+
+    A single channel lies alike in both layouts; then strides say what a layout was asked for.
+    """
+    return any(_strides_are_last(tensor) for tensor in tensors)
+
+
+def _strides_are_last(tensor: Tensor) -> bool:
+    least = 0
+    for dimension in (1, 3, 2, 0):  # from the innermost
+        size, stride = tensor.shape[dimension], tensor.stride(dimension)
+        if size == 0 or stride < max(least, 1):
+            return False
+        if dimension == 0 and least == tensor.stride(1):
+            return False
+        least = stride * size
+    return True
 
 
 def in_layout(tensor: Tensor, last: bool) -> Tensor:
     """A tensor in channels-last, or in torch's contiguous layout: itself, where it is."""
-    layout = torch.channels_last if last else torch.contiguous_format
-    return tensor.contiguous(memory_format=layout)
+    if last:
+        if not _strides_are_last(tensor):
+            return tensor.to(memory_format=torch.channels_last)
+        return tensor.contiguous(memory_format=torch.channels_last)
+    plain = tensor.contiguous()
+    if not _strides_are_last(plain):
+        return plain
+    channels, height, width = plain.shape[1:]
+    strides = (channels * height * width, height * width, width, 1)
+    return plain.as_strided(plain.shape, strides)  # of a single channel: the same numbers
 
 
 def _array(tensor: Tensor) -> Any:
@@ -144,7 +178,7 @@ def _convolve(
     groups: int,
     algorithm: str,
 ) -> Tensor:
-    chosen, last = by_pass(algorithm).forward, is_last(input)
+    chosen, last = by_pass(algorithm).forward, is_last(input, weight)
     if chosen in OF_TORCH:
         x, w = (in_layout(tensor, _computes_last(chosen, last)) for tensor in (input, weight))
         return in_layout(torch.conv2d(x, w, bias, *_parts(window), groups), last)
@@ -165,7 +199,7 @@ def _convolve_input(
     groups: int,
     algorithm: str,
 ) -> Tensor:
-    chosen, last = by_pass(algorithm).input, is_last(gradient)
+    chosen, last = by_pass(algorithm).input, is_last(gradient, weight)
     if chosen in OF_TORCH:
         g, w = (in_layout(tensor, _computes_last(chosen, last)) for tensor in (gradient, weight))
         stands_for = gradient.new_empty(1).expand(input_shape)
@@ -186,7 +220,7 @@ def _convolve_weight(
     groups: int,
     algorithm: str,
 ) -> Tensor:
-    chosen, last = by_pass(algorithm).weight, is_last(gradient)
+    chosen, last = by_pass(algorithm).weight, is_last(input, gradient)
     if chosen in OF_TORCH:
         x, g = (in_layout(tensor, _computes_last(chosen, last)) for tensor in (input, gradient))
         stands_for = gradient.new_empty(1).expand(weight_shape)
@@ -227,7 +261,7 @@ def _(
     images, _, height, width = input.shape
     out_y = (height + 2 * py - dy * (ky - 1) - 1) // sy + 1
     out_x = (width + 2 * px - dx * (kx - 1) - 1) // sx + 1
-    return in_layout(input.new_empty((images, filters, out_y, out_x)), is_last(input))
+    return in_layout(input.new_empty((images, filters, out_y, out_x)), is_last(input, weight))
 
 
 @_convolve_input.register_fake
@@ -239,7 +273,7 @@ def _(
     groups: int,
     algorithm: str,
 ) -> Tensor:
-    return in_layout(gradient.new_empty(input_shape), is_last(gradient))
+    return in_layout(gradient.new_empty(input_shape), is_last(gradient, weight))
 
 
 @_convolve_weight.register_fake
@@ -251,7 +285,7 @@ def _(
     groups: int,
     algorithm: str,
 ) -> Tensor:
-    return in_layout(gradient.new_empty(weight_shape), is_last(gradient))
+    return in_layout(gradient.new_empty(weight_shape), is_last(input, gradient))
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Container, Mapping
 from dataclasses import astuple, dataclass
@@ -23,9 +22,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pooch
 import torch
 from filelock import FileLock, Timeout
 
+from convoy.hardware import processor_name
 from convoy.kernels.geometry import Geometry
 from convoy.kernels.passes import (
     LOWERING,
@@ -84,6 +85,18 @@ class Where:
         return f"{what} {layout} {dtype} x{self.num_threads} {machine}"
 
 
+def kept_here() -> Kept:
+    """What is kept for this user."""
+    return Kept(Path(pooch.os_cache("convoy")) / "convolutions.json")
+
+
+def hardware_of(device: torch.device) -> str:
+    """A device's name, under which times of it are kept."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return processor_name()
+
+
 class Kept:
     """A file of choices, by what they were timed of. What cannot be read is timed anew."""
 
@@ -96,18 +109,31 @@ class Kept:
         """What was kept under a key; None without."""
         return self._found.get(key)
 
-    def put(self, choices: Mapping[str, Any]) -> None:
-        """Keep these beside what others have kept meanwhile; the file is never half written."""
-        self._found |= choices
+    def put(self, key: str, choice: Any, is_choice: Callable[[Any], bool]) -> Any:
+        """Keep a choice, unless somebody else has kept one meanwhile.
+
+        Args:
+            key: what it is for.
+            choice: what was found.
+            is_choice: whether what stands there can be understood; it is replaced if not.
+
+        Returns:
+            What is kept under the key: who timed at the same time goes by the same choice. The file
+            is never half written; where it cannot be written, `choice`.
+        """
+        self._found[key] = choice
         with contextlib.suppress(OSError, Timeout):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock", timeout=LOCK_S):
-                self._found = self._read() | self._found
-                text = json.dumps(self._found, indent=1, sort_keys=True) + "\n"
-                handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(text)
-                Path(name).replace(self.path)
+                there = self._read()
+                if is_choice(there.get(key)):
+                    self._found[key] = there[key]
+                    return there[key]
+                there[key] = choice
+                beside = self.path.with_name(f"{self.path.name}.new")  # nobody else has the lock
+                beside.write_text(json.dumps(there, indent=1, sort_keys=True) + "\n", "utf-8")
+                beside.replace(self.path)
+        return choice
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -153,9 +179,8 @@ def tuned(
         if time.perf_counter() - begun > budget_s:
             say(f"{len(missing) - done} convolutions are not timed yet: torch's own for these")
             break
-        fastest = _fastest(one, where)
-        found[one] = fastest
-        kept.put({keys[one]: str(fastest)})
+        fastest = str(_fastest(one, where))
+        found[one] = _understood(kept.put(keys[one], fastest, _is_understood))
     torchs = ByPass(TORCH, TORCH, TORCH)
     return {name: found[one] or torchs for name, one in asked.items()}
 
@@ -170,6 +195,10 @@ class _Asked(NamedTuple):
         numbers = (v if isinstance(v, tuple) else (v,) for v in astuple(self.geometry))
         shape = "-".join(str(n) for group in numbers for n in group)
         return shape if self.passes == PASSES else f"{shape} {'/'.join(self.passes)}"
+
+
+def _is_understood(choice: Any) -> bool:
+    return _understood(choice) is not None
 
 
 def _understood(choice: Any) -> ByPass | None:

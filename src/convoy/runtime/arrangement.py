@@ -79,6 +79,10 @@ class Arrangement:
         """By layer, those that are not torch's own in this layout."""
         return self._convolutions.used(layout)
 
+    def proposed(self, layout: str) -> dict[str, str]:
+        """Those that were fastest for layers by themselves, whether or not they are used."""
+        return dict(self._convolutions.proposed[layout])
+
     def _loss(self, inputs: Tensor) -> Tensor:
         targets = self._samples(len(inputs))[1]
         with self._autocast():

@@ -10,30 +10,37 @@ was measured before, is computed in the same way.
 from __future__ import annotations
 
 import hashlib
+import re
 import statistics
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pooch
 import torch
 from torch import Tensor, nn
 
 from convoy.errors import UsageError
 from convoy.kernels.compiled import cpu
 from convoy.kernels.geometry import Geometry
-from convoy.kernels.layers import convolutions, first_layers, geometries, use_algorithm
+from convoy.kernels.layers import (
+    convolutions,
+    first_layers,
+    geometries,
+    rng_restored,
+    use_algorithm,
+)
 from convoy.kernels.passes import ALGORITHMS, AUTO, TORCH
 from convoy.kernels.timing import turns_of
-from convoy.kernels.tuner import MARGIN, MOST_IMAGES, OURS, Kept, Where, tuned
-from convoy.runtime.device_facts import describe_device
+from convoy.kernels.tuner import MOST_IMAGES, OURS, Kept, Where, hardware_of, kept_here, tuned
 from convoy.runtime.layout import FORMATS, laid_out, set_layout, synchronise
 
 BUDGET_S = 40.0
 """For layers by themselves, in all layouts: others wait for this rank."""
 ENOUGH_S, MOST_S = 0.5, 8.0
 """Of turns of the network as a whole, as `turns_of` has them."""
+MARGIN, MOST_TURNS = 1.01, 0.75
+"""What was chosen is taken if torch's took so many times as long in the median pair of turns, and
+longer in such a share of them."""
 MOST_FLOPS = 1e10
 """Of the convolutions in a forward pass of it, if that leaves an image for each thread."""
 
@@ -71,6 +78,8 @@ class ConvChoice:
         self._model = model
         self.chosen: dict[str, Mapping[str, str]] = {name: {} for name in FORMATS}
         """By layout and layer, where it is not torch's own."""
+        self.proposed: dict[str, Mapping[str, str]] = {name: {} for name in FORMATS}
+        """What was fastest for layers by themselves, whether or not the network then was faster."""
         if asked == TORCH or not convolutions(model):
             return
         parameter = next(model.parameters())
@@ -89,13 +98,13 @@ class ConvChoice:
             self.chosen = {name: dict.fromkeys(convolutions(model), asked) for name in FORMATS}
             return
         self._samples, self._loss = samples, loss
-        kept = Kept(Path(pooch.os_cache("convoy")) / "convolutions.json")
+        kept = kept_here()
         shapes = geometries(model, samples(min(images, MOST_IMAGES)))
         first = first_layers(model, samples(1))
         layouts = [name for name in FORMATS if layout in ("auto", name)]
         for name in layouts:
             where = Where(
-                hardware=describe_device(device)["hardware"],
+                hardware=hardware_of(device),
                 num_threads=num_threads,
                 dtype=dtype,
                 last=name == "channels-last",
@@ -103,6 +112,7 @@ class ConvChoice:
             )
             found = tuned(shapes, where, kept, first=first, budget_s=BUDGET_S / len(layouts))
             chosen = {layer: str(of) for layer, of in found.items() if set(of) != {TORCH}}
+            self.proposed[name] = chosen
             if chosen and self._is_faster(chosen, shapes, name, where, kept):
                 self.chosen[name] = chosen
         set_layout(model, "contiguous")
@@ -130,13 +140,14 @@ class ConvChoice:
         """Whether the whole network is, with what was chosen for its layers."""
         images = _few(shapes, where.num_threads)
         described = repr((self._model, [*shapes.values()], images, sorted(chosen.items())))
+        described = re.sub(r" at 0x[0-9a-f]+", "", described)  # the same in every process
         key = where.key(f"network {hashlib.sha256(described.encode()).hexdigest()[:16]}")
         if kept.get(key) not in (TORCH, AUTO):
             turns = self._as_a_whole(chosen, layout, images)
-            is_faster = all(
-                of(turns[AUTO]) * MARGIN < of(turns[TORCH]) for of in (statistics.median, min)
-            )
-            kept.put({key: AUTO if is_faster else TORCH})
+            ratios = [torchs / ours for torchs, ours in zip(turns[TORCH], turns[AUTO], strict=True)]
+            often = sum(ratio > 1 for ratio in ratios) >= MOST_TURNS * len(ratios)
+            is_faster = often and statistics.median(ratios) > MARGIN
+            kept.put(key, AUTO if is_faster else TORCH, lambda of: of in (TORCH, AUTO))
         return bool(kept.get(key) == AUTO)
 
     def _as_a_whole(
@@ -157,14 +168,16 @@ class ConvChoice:
             return work
 
         kept_buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        with torch.random.fork_rng(devices=[]):
-            works = {TORCH: passes(TORCH), AUTO: passes(chosen)}
-            turns = turns_of(works, ENOUGH_S, most_s=MOST_S)
-        use_algorithm(self._model, TORCH)
-        with torch.no_grad():
-            for name, buffer in self._model.named_buffers():
-                buffer.copy_(kept_buffers[name])
-        return turns
+        try:
+            with rng_restored(inputs.device):
+                works = {TORCH: passes(TORCH), AUTO: passes(chosen)}
+                return turns_of(works, ENOUGH_S, most_s=MOST_S)
+        finally:
+            use_algorithm(self._model, TORCH)
+            self._model.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for name, buffer in self._model.named_buffers():
+                    buffer.copy_(kept_buffers[name])
 
 
 def _few(shapes: Mapping[str, Geometry], num_threads: int) -> int:

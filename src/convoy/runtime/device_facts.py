@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import platform
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+from convoy.hardware import processor_name
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
@@ -23,12 +22,3 @@ def describe_device(device: torch.device) -> dict[str, Any]:
         "memory_bytes": memory,
         "versions": {"torch": torch.__version__.partition("+")[0]},
     }
-
-
-def processor_name() -> str:
-    """The processor's, as it calls itself."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

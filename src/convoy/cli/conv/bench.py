@@ -153,11 +153,12 @@ def _shapes(found: Found) -> Table:
 def _times(found: Found, threads: int) -> Table:
     peak = found.peaks[threads] / 1e9
     table = Table(
-        title=f"{threads} thread{'s' * (threads > 1)}; matrix multiplication {peak:,.0f} GFLOP/s",
+        title=f"{threads} thread{'s' * (threads > 1)}; matrix product {peak:,.0f} GFLOP/s",
         header_style="bold",
     )
-    for name in ("layer", "pass", "algorithm"):
+    for name in ("layer", "pass"):
         table.add_column(name)
+    table.add_column("algorithm", no_wrap=True)
     for name in ("ms", "GFLOP/s", "of peak", "vs lowering", "vs torch"):
         table.add_column(name, justify="right")
     last = None
