@@ -181,6 +181,20 @@ def test_the_table_at_the_end(console: Console, output: StringIO) -> None:
     assert "formed anew" not in output.getvalue()
 
 
+def test_algorithms_of_convolutions(console: Console, output: StringIO) -> None:
+    show_result(console, RESULT)
+    assert "convolutions" not in output.getvalue()
+    show_result(console, replace(RESULT, conv_algorithm="auto"))
+    assert "convolutions: torch's own, which is fastest here" in output.getvalue()
+    many = {f"conv{n}": "pipelined" for n in range(1, 7)}
+    chosen = {"0": {"conv1": "torch/lowering/torch"}, "2": many}
+    show_result(console, replace(RESULT, conv_algorithm="auto", convolutions=chosen))
+    assert (
+        "convolutions: rank 0: conv1 torch/lowering/torch; rank 2: conv1 pipelined, "
+        "conv2 pipelined, conv3 pipelined, conv4 pipelined and 2 more"
+    ) in " ".join(output.getvalue().split())
+
+
 def test_what_a_person_should_know_besides(console: Console, output: StringIO) -> None:
     show_result(console, replace(RESULT, reformations=2))
     said = " ".join(output.getvalue().split())

@@ -17,6 +17,7 @@ from .reference import (
 
 def test_unequal_ranks_train_as_one_machine_does(harbour: Harbour, tmp_path: Path) -> None:
     run, options = tmp_path / "run", {"workers": 3, "shares": "1,2,5", "precision": "fp64"}
+    options |= {"conv_algorithm": "pipelined"}
     answer = harbour.train(
         folder=tmp_path,
         network=NETWORK,
@@ -29,3 +30,4 @@ def test_unequal_ranks_train_as_one_machine_does(harbour: Harbour, tmp_path: Pat
     assert [line["samples"] for line in lines(run) if line["step"] == 0] == [8, 16, 40]
     assert answer["result"]["samples_seen"] == 2 * 1437
     assert answer["result"]["reformations"] == 0
+    assert answer["result"]["convolutions"] == {str(n): {"conv1": "pipelined"} for n in range(3)}

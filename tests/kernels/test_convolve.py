@@ -182,6 +182,7 @@ def test_operations_are_as_torch_wants_them(
     torch.library.opcheck(torch.ops.convoy.convolve.default, arguments)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch's own
 def test_transforms_of_torchs() -> None:
     x, weight, _ = drawn(Case(GROUPED, has_bias=False, seed=5))
     along = torch.ones_like(weight)
@@ -198,8 +199,8 @@ def test_transforms_of_torchs() -> None:
         torch.testing.assert_close(found, expected)
         assert found.abs().max() > 1
     found, expected = (
-        torch.func.grad(lambda weight, f=f: f(weight).square().sum())(weight)
-        for f in (ours, torchs)
+        torch.func.grad(lambda weight, of=of: of(weight).square().sum())(weight)
+        for of in (ours, torchs)
     )
     torch.testing.assert_close(found, expected)
 

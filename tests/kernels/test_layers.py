@@ -146,7 +146,8 @@ def test_layers_whose_input_needs_no_gradient() -> None:
 
 def test_each_layer_the_fastest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tuner.pooch, "os_cache", lambda _name: tmp_path)
-    model, images = networks.build("lenet").double(), torch.randn(3, 1, 28, 28).double()
+    model = networks.build("lenet", input_shape=(1, 28, 28), num_classes=10).double()
+    images = torch.randn(3, 1, 28, 28).double()
     expected, asked = model(images), []
 
     def played(

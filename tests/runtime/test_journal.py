@@ -96,12 +96,14 @@ def test_a_sink_hands_on_what_it_is_given() -> None:
     sink = EventSink(events.append)
     sink.record({"step": 1})
     sink.layout("channels-last")
+    sink.convolutions(1, {"conv1": "pipelined"})
     sink.evaluation({"samples": 3})
     given = Part(tensors={})
     sink.checkpoint(4, 2, given, rank=1, whole=True)
     assert events == [
         ("record", {"step": 1}),
         ("layout", {"layout": "channels-last"}),
+        ("convolutions", {"rank": 1, "algorithms": {"conv1": "pipelined"}}),
         ("evaluation", {"samples": 3}),
         ("checkpoint", {"step": 4, "generation": 2, "rank": 1, "part": given, "whole": True}),
     ]
@@ -144,6 +146,12 @@ def test_a_lost_crews_steps_are_settled(
 def test_the_layout_that_was_chosen(journal: Journal) -> None:
     journal.take([("layout", {"layout": "channels-last"})])
     assert journal.layout == "channels-last"
+
+
+def test_the_algorithms_that_were_chosen(journal: Journal) -> None:
+    for rank, algorithms in ((1, {"conv1": "lowering"}), (0, {}), (1, {"conv1": "pipelined"})):
+        journal.take([("convolutions", {"rank": rank, "algorithms": algorithms})])
+    assert journal.convolutions == {0: {}, 1: {"conv1": "pipelined"}}
 
 
 def test_an_evaluation_needs_all_ranks(

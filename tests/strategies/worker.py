@@ -148,6 +148,9 @@ class Notes:
     def layout(self, name: str) -> None:
         """Told beforehand."""
 
+    def convolutions(self, rank: int, algorithms: dict[str, str]) -> None:
+        """Torch's own."""
+
     def evaluation(self, sums: dict[str, Any]) -> None:
         self.evaluations.append(sums)
 

@@ -22,6 +22,9 @@ from convoy.runtime.observer import Level
 from convoy.runtime.records import StepSummary
 from convoy.runtime.results import RunResult
 
+MOST_LAYERS = 4
+"""Whose algorithms are named; result.json has all."""
+
 
 class Watcher:
     """An Observer that shows the run; a context manager for its progress bar."""
@@ -96,6 +99,16 @@ class Watcher:
         self._console.print(f"[{style}]{plain(text)}[/]", soft_wrap=True)
 
 
+def _convolutions(by_rank: Mapping[str, Mapping[str, str]]) -> str:
+    """Which algorithms ranks used, where torch's own was not."""
+    said = []
+    for rank, of in by_rank.items():
+        named = ", ".join(f"{layer} {of[layer]}" for layer in [*of][:MOST_LAYERS])
+        more = f" and {len(of) - MOST_LAYERS} more" if len(of) > MOST_LAYERS else ""
+        said.append(f"rank {rank}: {named}{more}")
+    return "; ".join(said) or "torch's own, which is fastest here"
+
+
 def show_result(console: Console, result: RunResult) -> None:
     """The table at the end, and what a person should know besides."""
     table = Table(title=None, header_style="bold")
@@ -124,6 +137,8 @@ def show_result(console: Console, result: RunResult) -> None:
         f"test accuracy [bold]{accuracy}[/]   [bold]{speed}[/] images/s   "
         f"{size(result.sent_bytes_per_step)} sent per step   {result.wall_s:.1f} s in all"
     )
+    if result.conv_algorithm != "torch":
+        console.print(plain(f"convolutions: {_convolutions(result.convolutions)}"))
     if result.servers is not None:
         _show_servers(console, result.servers, result.reformations)
     elif result.reformations:

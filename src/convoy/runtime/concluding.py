@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -86,7 +86,7 @@ def conclude(
     evaluation = journal.evaluation
     current = evaluation is not None and evaluation[0] == preparation.num_steps - 1
     result = results.RunResult(
-        **of_any_run(preparation, journal.layout),
+        **of_any_run(preparation, journal.layout, journal.convolutions),
         **results.speed(steps),
         machines=machines_of(formation.plan),
         sent_bytes_per_step=sum(sent) / max(1, len(steps)),
@@ -114,11 +114,16 @@ def conclude(
     return result
 
 
-def of_any_run(preparation: Preparation, layout: str | None) -> dict[str, Any]:
+def of_any_run(
+    preparation: Preparation,
+    layout: str | None,
+    convolutions: Mapping[int, Mapping[str, str]],
+) -> dict[str, Any]:
     """What a result says of a run that has just ended, whatever came of it.
 
     Args:
         layout: the memory format that was settled on.
+        convolutions: by rank and layer, what was computed otherwise than by torch's own.
     """
     settings, predicted = preparation.settings, preparation.prediction
     return {
@@ -132,6 +137,7 @@ def of_any_run(preparation: Preparation, layout: str | None) -> dict[str, Any]:
         "precision": settings.precision,
         "memory_format": layout or settings.memory_format,
         "conv_algorithm": settings.conv_algorithm,
+        "convolutions": {str(rank): dict(of) for rank, of in sorted(convolutions.items()) if of},
         "wall_s": time.perf_counter() - preparation.begun,
         "resumed_from_step": preparation.start.step if preparation.start else None,
         "startup_s": preparation.timeline.phases(),

@@ -8,7 +8,7 @@ from typing import Any
 from convoy.runtime.formation import Part
 
 Event = tuple[str, dict[str, Any]]
-"""("record" | "layout" | "evaluation" | "checkpoint", what a Sink was given)."""
+"""("record" | "layout" | "convolutions" | "evaluation" | "checkpoint", what a Sink was given)."""
 
 
 class EventSink:
@@ -24,6 +24,10 @@ class EventSink:
     def layout(self, name: str) -> None:
         """Pass the chosen memory format on."""
         self._emit(("layout", {"layout": name}))
+
+    def convolutions(self, rank: int, algorithms: dict[str, str]) -> None:
+        """Pass a rank's algorithms on."""
+        self._emit(("convolutions", {"rank": rank, "algorithms": algorithms}))
 
     def evaluation(self, sums: dict[str, Any]) -> None:
         """Pass an evaluation's sums on."""

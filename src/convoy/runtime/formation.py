@@ -91,6 +91,9 @@ class Sink(Protocol):
     def layout(self, name: str) -> None:
         """The memory format that the ranks chose."""
 
+    def convolutions(self, rank: int, algorithms: dict[str, str]) -> None:
+        """By layer, what this rank computes otherwise than by torch's own."""
+
     def evaluation(self, sums: dict[str, Any]) -> None:
         """This rank's part of an evaluation."""
 

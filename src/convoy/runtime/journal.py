@@ -47,6 +47,8 @@ class Journal:
         """Step, accuracy and loss of the last evaluation."""
         self.layout: str | None = None
         """The memory format in use, once it is chosen."""
+        self.convolutions: dict[int, dict[str, str]] = {}
+        """By rank and layer, what is computed otherwise than by torch's own."""
         self.last_step = -1
         """The last step that is complete on all ranks."""
         self.first_step_done_s: float | None = None
@@ -82,6 +84,8 @@ class Journal:
         self._completed(steps)
         for chosen in sorted_events["layout"]:
             self.layout = chosen["layout"]
+        for one in sorted_events["convolutions"]:
+            self.convolutions[one["rank"]] = one["algorithms"]
         for sums in sorted_events["evaluation"]:
             self._evaluate(sums)
         for part in sorted_events["checkpoint"]:

@@ -123,10 +123,12 @@ def prepare(job: Job, observer: Observer) -> Preparation:
     settings = job.settings
     if settings.conv_algorithm != TORCH:
         cpu()  # whatever is missing is said at once
-        timed = " and times them" if settings.conv_algorithm == AUTO else ""
+        work = "compiles convolutions first, for some seconds"
+        if settings.conv_algorithm == AUTO:
+            work = "compiles convolutions and times them first, for up to a minute"
         observer.say(
-            f"--conv-algorithm {settings.conv_algorithm}: each rank compiles convolutions{timed} "
-            "first, for some seconds; what it finds is kept for later runs"
+            f"--conv-algorithm {settings.conv_algorithm}: each rank {work}; what it finds is kept "
+            "for later runs"
         )
     data = open_data(job)
     order = GlobalOrder(

@@ -51,6 +51,8 @@ class RunResult:
     ranks: list[dict[str, Any]]
     """Medians of the last crew's ranks: {"rank", "machine", "compute_s", "wait_s", "comm_s"}."""
     conv_algorithm: str = "torch"
+    convolutions: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By rank and layer, the algorithms that were not torch's own."""
     recoveries: list[dict[str, Any]] = field(default_factory=list)
     """One per lost crew: {"step", "lost", "seconds"}, from the loss to the next step's end."""
     rebalancings: list[dict[str, Any]] = field(default_factory=list)

@@ -93,6 +93,7 @@ class Trainee:
                 layout = self.arrangement.choose_layout(count, partial(self._slowest, comm))
                 sink.layout(layout)
             self.arrangement.lay_out(layout)
+            sink.convolutions(formation.rank, self.arrangement.algorithms(layout))
             ran_to = self._run(formation, comm, gate, sink, layout)
         except PeerLostError as lost:
             return self.lost(lost)

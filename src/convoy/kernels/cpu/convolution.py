@@ -75,7 +75,7 @@ def forward(
         return outputs
     flat = outputs.reshape(g.images, g.filters, g.positions)
     if algorithm == PIPELINED:
-        padded, packed = _padded(g, inputs, num_threads), _packed(g, weight)
+        padded, packed = _padded(g, inputs, num_threads), _packed(g, weight, num_threads)
         deep = min(deep, g.depth)
         span = span or span_of(deep, dtype.itemsize)
         tile = ROWS * columns_of(dtype.itemsize)
@@ -153,7 +153,7 @@ def _pipelined_input_gradient(
     g: Geometry, flat: Array, weight: Array, num_threads: int, span: int | None
 ) -> Array:
     dtype, window, filters = flat.dtype, g.window, g.filters // g.groups
-    packed = _packed(g, weight, is_turned=True)
+    packed = _packed(g, weight, num_threads, is_turned=True)
     padded = np.zeros((g.images, g.channels, *_padded_shape(g)), dtype)
     span = span or span_of(filters, dtype.itemsize)
     room = (filters + ROWS) * _up(span, columns_of(dtype.itemsize))
@@ -238,10 +238,21 @@ def weight_gradient(
 
         with threads.one_blas_thread_each():
             threads.in_parallel(whole, ranges)
-    total: Array = parts[0] if len(ranges) == 1 else parts[0].copy()  # or all would be kept
-    for part in parts[1:]:
-        total += part
+    total = parts[0] if len(ranges) == 1 else _total(parts.reshape(len(ranges), -1), num_threads)
     return total.reshape(g.filters, g.channels // g.groups, *g.kernel)
+
+
+def _total(parts: Array, num_threads: int) -> Array:
+    """The sum of the parts, [parts, elements], one after another whoever adds them."""
+    total = np.empty(parts.shape[1], parts.dtype)
+
+    def add(_number: int, first: int, last: int) -> None:
+        np.add(parts[0, first:last], parts[1, first:last], out=total[first:last])
+        for part in parts[2:]:
+            total[first:last] += part[first:last]
+
+    threads.in_parallel(add, threads.shares(total.size, num_threads))
+    return total
 
 
 def forget() -> None:
@@ -298,7 +309,7 @@ def _room_for_padded(g: Geometry, dtype: np.dtype[Any]) -> Array:
     return room[:size].reshape(shape)
 
 
-def _packed(g: Geometry, weight: Array, *, is_turned: bool = False) -> Array:
+def _packed(g: Geometry, weight: Array, num_threads: int, *, is_turned: bool = False) -> Array:
     """Each group's filters as the left side of tiles: [groups, panels, depth, ROWS].
 
     Turned, panels are of the depth, and what is summed over are filters.
@@ -308,8 +319,14 @@ def _packed(g: Geometry, weight: Array, *, is_turned: bool = False) -> Array:
     if is_turned:
         rows, depth = depth, rows
     packed = np.empty((g.groups, -(-rows // ROWS), depth, ROWS), weight.dtype)
-    for group in range(g.groups):
-        panels.pack(of_group[group], is_turned, packed[group])
+    count = packed.shape[1]
+
+    def some(_number: int, first: int, last: int) -> None:
+        for group in range(first // count, -(-last // count)):
+            from_, to = max(0, first - group * count), min(count, last - group * count)
+            panels.pack(of_group[group], is_turned, packed[group], from_, to)
+
+    threads.in_parallel(some, threads.shares(g.groups * count, num_threads))
     return packed
 
 

@@ -74,18 +74,19 @@ def spread_row(
 
 
 @compiled
-def pack(matrix: Array, is_turned: bool, into: Array) -> None:
-    """A matrix in the order in which tiles read their left side.
+def pack(matrix: Array, is_turned: bool, into: Array, first: int, last: int) -> None:
+    """A matrix in the order in which tiles read their left side: these panels of it.
 
     Args:
         matrix: [rows, depth], or [depth, rows] if it is turned.
         is_turned: see there.
         into: [ROWS-wide panels, depth, ROWS], to be written; zeros beyond the last row.
+        first, last: of the panels; the last one exclusive.
     """
     rows, depth = matrix.shape
     if is_turned:
         depth, rows = matrix.shape
-    for panel in range(into.shape[0]):
+    for panel in range(first, last):
         for step in range(depth):
             for inner in range(ROWS):
                 row = panel * ROWS + inner

@@ -78,6 +78,7 @@ class FleetLog:
         self.versions: dict[int, tuple[int, int]] = {}
         """By shard: the newest incarnation and version that a replica has been told of."""
         self.layout: str | None = None
+        self.convolutions: dict[int, dict[str, str]] = {}
         self.evaluation: tuple[int, float, float] | None = None
         self.test_samples = test_samples
         self._order, self.num_steps = order, num_steps
@@ -158,6 +159,8 @@ class FleetLog:
                     steps.append(self._summed_up(row))
             elif kind == "layout":
                 self.layout = self.layout or content["layout"]
+            elif kind == "convolutions":
+                self.convolutions[content["rank"]] = content["algorithms"]
             elif kind == "evaluation":
                 self.evaluated(content["step"], content)
         if steps:

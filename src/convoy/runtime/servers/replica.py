@@ -163,6 +163,8 @@ class Replica:
         )
         trainee.arrangement.lay_out(self._layout)
         self._sink.layout(self._layout)
+        algorithms = trainee.arrangement.algorithms(self._layout)
+        self._sink.convolutions(orders.ranks[orders.position], algorithms)
         self._server.fetch()
         self._rank = rank = Rank(
             comm=comm,

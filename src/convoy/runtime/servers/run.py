@@ -105,7 +105,7 @@ def _conclude(
         for i, place in enumerate(known)
     ]
     result = results.RunResult(
-        **of_any_run(preparation, log.layout),
+        **of_any_run(preparation, log.layout, log.convolutions),
         machines=machines,
         **pace_of([row for row in log.rows if not row["position"]], results.WARM_UP_STEPS),
         sent_bytes_per_step=sum(row["sent_bytes"] for row in log.rows) / max(1, log.steps_now),
