@@ -152,6 +152,9 @@ def test_the_algorithms_that_were_chosen(journal: Journal) -> None:
     for rank, algorithms in ((1, {"conv1": "lowering"}), (0, {}), (1, {"conv1": "pipelined"})):
         journal.take([("convolutions", {"rank": rank, "algorithms": algorithms})])
     assert journal.convolutions == {0: {}, 1: {"conv1": "pipelined"}}
+    journal.settle(1, 0)  # rank 1 is lost, and rank 0 goes on alone
+    journal.take([("convolutions", {"rank": 0, "algorithms": {"conv1": "lowering"}})])
+    assert journal.convolutions == {0: {"conv1": "lowering"}}
 
 
 def test_an_evaluation_needs_all_ranks(

@@ -106,7 +106,7 @@ def _convolutions(by_rank: Mapping[str, Mapping[str, str]]) -> str:
         named = ", ".join(f"{layer} {of[layer]}" for layer in [*of][:MOST_LAYERS])
         more = f" and {len(of) - MOST_LAYERS} more" if len(of) > MOST_LAYERS else ""
         said.append(f"rank {rank}: {named}{more}")
-    return "; ".join(said) or "torch's own, which is fastest here"
+    return "; ".join(said) or "torch's own on all ranks"
 
 
 def show_result(console: Console, result: RunResult) -> None:

@@ -96,6 +96,7 @@ class Journal:
     def settle(self, generation: int, step: int) -> None:
         """The crew of `generation` is gone; its successor goes on from `step`."""
         self._completed(self._logbook.settle(generation, step))
+        self.convolutions.clear()  # its successor's ranks are others
         self.first_step_done_s = None
         self.last_step = step - 1
         self._write_checkpoints()
