@@ -148,11 +148,14 @@ def test_the_layout_that_was_chosen(journal: Journal) -> None:
     assert journal.layout == "channels-last"
 
 
-def test_the_algorithms_that_were_chosen(journal: Journal) -> None:
+def test_the_algorithms_that_were_chosen(journal: Journal, formation: MakeFormation) -> None:
+    journal.begin(formation([3, 1]))
     for rank, algorithms in ((1, {"conv1": "lowering"}), (0, {}), (1, {"conv1": "pipelined"})):
         journal.take([("convolutions", {"rank": rank, "algorithms": algorithms})])
     assert journal.convolutions == {0: {}, 1: {"conv1": "pipelined"}}
-    journal.settle(1, 0)  # rank 1 is lost, and rank 0 goes on alone
+    journal.settle(1, 0)
+    assert journal.convolutions[1] == {"conv1": "pipelined"}  # what a run that ends now has used
+    journal.begin(formation([4], generation=2))  # rank 1 is lost, and rank 0 goes on alone
     journal.take([("convolutions", {"rank": 0, "algorithms": {"conv1": "lowering"}})])
     assert journal.convolutions == {0: {"conv1": "lowering"}}
 

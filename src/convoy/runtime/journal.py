@@ -66,6 +66,7 @@ class Journal:
     def begin(self, formation: Formation) -> None:
         """A crew has formed."""
         self._formation = formation
+        self.convolutions.clear()  # its ranks are others
         self.first_step_done_s = None
         self._logbook.begin(formation)
         self._sums.clear()
@@ -96,7 +97,6 @@ class Journal:
     def settle(self, generation: int, step: int) -> None:
         """The crew of `generation` is gone; its successor goes on from `step`."""
         self._completed(self._logbook.settle(generation, step))
-        self.convolutions.clear()  # its successor's ranks are others
         self.first_step_done_s = None
         self.last_step = step - 1
         self._write_checkpoints()
