@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from convoy.errors import UnknownNameError, UsageError
 from convoy.kernels import convolve
-from convoy.kernels.cpu import convolution, threads
+from convoy.kernels.cpu import convolution, cutting, threads
+from convoy.kernels.cpu.tile import ROWS
 from convoy.kernels.geometry import Geometry
 from convoy.kernels.passes import ALGORITHMS, CHOICES, TORCH_CONTIGUOUS, TORCH_LAST
 
@@ -122,6 +123,61 @@ def test_pieces_and_threads_change_nothing(
         torch.testing.assert_close(torch.from_numpy(to_input), x.grad, **near)
     assert (to_weight == convolution.weight_gradient(g, given[0], made, *how, **of_input)).all()
     assert (to_input == convolution.input_gradient(g, made, given[1], *how, **of_input)).all()
+
+
+@pytest.mark.parametrize("num_threads", [2, 3, 7])
+def test_pipelined_has_the_same_bits_for_any_number_of_threads(num_threads: int) -> None:
+    geometry = Geometry(
+        images=70, channels=44, height=8, width=7, filters=38, kernel=(3, 3), padding=(1, 1),
+        stride=(1, 2), groups=2,
+    )  # fmt: skip
+    cut, blocks = cutting.weight_pieces(geometry, 4, num_threads)
+    assert (cut.size - 1) * (blocks.size - 1) > 4
+    assert cutting.channel_blocks(geometry, 1, num_threads).size > 3
+    x, weight, _ = (t.float().numpy() for t in drawn(Case(geometry, has_bias=True, seed=5)))
+
+    def made(threads: int) -> list[Any]:
+        how = ("pipelined", threads)
+        output = convolution.forward(geometry, x, weight, None, *how)
+        return [
+            output,
+            convolution.input_gradient(geometry, output, weight, *how),
+            convolution.weight_gradient(geometry, x, output, *how),
+        ]
+
+    for one, several in zip(made(1), made(num_threads), strict=True):
+        assert (one == several).all()
+
+
+@given(
+    total=st.integers(1, 5000),
+    most=st.integers(1, 600),
+    unit=st.integers(1, 40),
+    portion=st.integers(1, 9),
+)
+def test_pieces_are_all_of_it(total: int, most: int, unit: int, portion: int) -> None:
+    found = cutting.edges(total, most, unit, portion)
+    sizes = found[1:] - found[:-1]
+    assert (found[0], found[-1]) == (0, total)
+    assert (sizes > 0).all()
+    assert sizes.max() <= cutting.up(most, unit)
+    assert (sizes[:-1] % unit == 0).all()
+    assert portion == 1 or (sizes[:-1] >= sizes[1:]).all()
+
+
+@given(
+    case=cases(), channels=st.integers(1, 90), ranges=st.integers(1, 30), threads=st.integers(1, 5)
+)
+def test_blocks_are_whole_channels(case: Case, channels: int, ranges: int, threads: int) -> None:
+    g = replace(case.geometry, channels=channels * case.geometry.groups)
+    panels = -(-g.depth // ROWS)
+    found = cutting.channel_blocks(g, ranges, threads)
+    assert (found[0], found[-1]) == (0, g.groups * panels)
+    assert (found[1:] > found[:-1]).all()
+    assert threads > 1 or found.size == 2
+    for start in found:
+        inside = start % panels * ROWS
+        assert inside % (g.kernel[0] * g.kernel[1]) == 0
 
 
 GROUPED = Geometry(

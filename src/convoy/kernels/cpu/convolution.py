@@ -8,32 +8,20 @@ pipelined   it is in pieces that fit the L2 cache
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from convoy.kernels.cpu import direct, lowering, padding, panels, pipelined, threads
-from convoy.kernels.cpu.caches import l2_bytes
+from convoy.kernels.cpu import cutting, direct, lowering, padding, panels, pipelined, threads
 from convoy.kernels.cpu.compiling import Array
+from convoy.kernels.cpu.cutting import up
 from convoy.kernels.cpu.tile import LEFT_ROWS, RIGHT_ROWS, ROWS, columns_of
 from convoy.kernels.geometry import Geometry
 from convoy.kernels.passes import DIRECT, PIPELINED
 
-OF_CACHE = 0.5
-"""The part of the L2 cache that a piece may fill; the rest is for weights and results."""
-DEEP = 256
-"""Elements of the depth in a piece: as many rows of a tile fit the L1 cache."""
-MOST_SPAN, LEAST_SPAN = 2048, 512
-"""Positions. Of the weights' gradient a piece adds to all of it: where many filters leave room for
-few positions, it has twice the least, whether they fit or not. Measured."""
-
-
-def span_of(rows: int, itemsize: int) -> int:
-    """How many positions a piece of so many rows has, to fit the cache; a multiple of a tile's."""
-    columns = columns_of(itemsize)
-    fit = int(l2_bytes() * OF_CACHE / itemsize) // rows // columns * columns
-    return max(columns, min(MOST_SPAN, fit))
+_Job = tuple[int, Callable[[int, int], None]]
+"""How many there are of something, and what does some of it: from, to."""
 
 
 def forward(
@@ -45,7 +33,7 @@ def forward(
     num_threads: int,
     *,
     span: int | None = None,
-    deep: int = DEEP,
+    deep: int | None = None,
 ) -> Array:
     """The output, [images, filters, out height, out width].
 
@@ -56,7 +44,8 @@ def forward(
         bias: [filters].
         algorithm: one of passes.ALGORITHMS.
         num_threads: that share the work.
-        span, deep: of a piece, see `pipelined`; by the cache without them.
+        span, deep: positions and elements of the depth in a piece of `pipelined`; by the cache
+            without them.
     """
     g = geometry
     dtype = inputs.dtype
@@ -75,20 +64,7 @@ def forward(
         return outputs
     flat = outputs.reshape(g.images, g.filters, g.positions)
     if algorithm == PIPELINED:
-        padded, packed = _padded(g, inputs, num_threads), _packed(g, weight, num_threads)
-        deep = min(deep, g.depth)
-        span = span or span_of(deep, dtype.itemsize)
-        tile = ROWS * columns_of(dtype.itemsize)
-        room = deep * _up(span, columns_of(dtype.itemsize)) + tile
-
-        ranges = threads.shares(g.images * g.positions, num_threads)
-        memory = threads.rooms(len(ranges), room, dtype)
-
-        def pieces(number: int, first: int, last: int) -> None:
-            own = memory[number]
-            pipelined.forward(padded, packed, added, flat, window, first, last, span, deep, own)
-
-        threads.in_parallel(pieces, ranges)
+        _pipelined_forward(g, inputs, weight, added, flat, num_threads, span, deep)
         return outputs
     of_group = weight.reshape(g.groups, g.filters // g.groups, g.depth)
 
@@ -102,6 +78,36 @@ def forward(
     with threads.one_blas_thread_each():
         threads.in_parallel(whole, ranges)
     return outputs
+
+
+def _pipelined_forward(
+    g: Geometry,
+    inputs: Array,
+    weight: Array,
+    bias: Array,
+    outputs: Array,
+    num_threads: int,
+    span: int | None,
+    deep: int | None,
+) -> None:
+    dtype, window, columns = inputs.dtype, g.window, columns_of(inputs.itemsize)
+    deep = min(g.depth, deep or cutting.deep_of(g.depth, dtype.itemsize))
+    span = span or cutting.span_of(deep, dtype.itemsize)
+    portion = 2 * num_threads if num_threads > 1 else 1
+    edges = cutting.edges(g.images * g.positions, span, columns, portion)
+    counter, team = np.zeros(1, np.int64), min(num_threads, edges.size - 1)
+    padded, to_pad = _padding(g, inputs)
+    packed, to_pack = _packing(g, weight)
+    _do([to_pad, to_pack], num_threads)
+    begin = np.zeros((g.groups, packed.shape[1] * ROWS), dtype)
+    begin[:, : g.filters // g.groups] = bias.reshape(g.groups, -1)
+    memory = threads.rooms(team, deep * up(span, columns) + ROWS * columns, dtype)
+    threads.by_all(
+        lambda number: pipelined.forward(
+            padded, packed, begin, outputs, window, edges, counter, deep, memory[number]
+        ),
+        team,
+    )
 
 
 def input_gradient(
@@ -153,32 +159,25 @@ def _pipelined_input_gradient(
     g: Geometry, flat: Array, weight: Array, num_threads: int, span: int | None
 ) -> Array:
     dtype, window, filters = flat.dtype, g.window, g.filters // g.groups
-    packed = _packed(g, weight, num_threads, is_turned=True)
-    padded = np.zeros((g.images, g.channels, *_padded_shape(g)), dtype)
-    span = span or span_of(filters, dtype.itemsize)
-    room = (filters + ROWS) * _up(span, columns_of(dtype.itemsize))
-    planes, each = g.images * g.channels, g.channels
-    into = padded
-    if padded.shape[2:] != (g.height, g.width) or g.stride[1] != 1:
-        into = np.empty((g.images, g.channels, g.height, g.width), dtype)
-    large, small = (
-        padded.reshape(planes, *padded.shape[2:]),
-        into.reshape(planes, g.height, g.width),
+    span = span or cutting.span_of(filters, dtype.itemsize)
+    across = up(span, columns_of(dtype.itemsize))
+    edges = cutting.edges(g.images, max(1, span // g.positions), 1)
+    blocks = cutting.channel_blocks(g, edges.size - 1, num_threads)
+    counter = np.zeros(1, np.int64)
+    team = min(num_threads, (edges.size - 1) * (blocks.size - 1))
+    packed, to_pack = _packing(g, weight, is_turned=True)
+    _do([to_pack], num_threads)
+    padded = np.empty((g.images, g.channels, *_padded_shape(g)), dtype)
+    is_same = padded.shape[2:] == (g.height, g.width) and g.stride[1] == 1
+    into = np.empty((0 if is_same else g.images, g.channels, g.height, g.width), dtype)
+    memory = threads.rooms(team, (filters + ROWS) * across, dtype)
+    threads.by_all(
+        lambda number: pipelined.input_gradient(
+            flat, packed, padded, into, window, edges, blocks, counter, span, memory[number]
+        ),
+        team,
     )
-
-    ranges = threads.shares(g.images, num_threads)
-    memory = threads.rooms(len(ranges), room, dtype)
-
-    def pieces(number: int, first: int, last: int) -> None:
-        own, of_image = memory[number], g.positions
-        pipelined.input_gradient(
-            flat, packed, padded, window, first * of_image, last * of_image, span, own
-        )
-        if into is not padded:
-            padding.crop(large, window, small, first * each, last * each)
-
-    threads.in_parallel(pieces, ranges)
-    return into
+    return padded if is_same else into
 
 
 def weight_gradient(
@@ -192,7 +191,8 @@ def weight_gradient(
 ) -> Array:
     """The gradient of the weight, [filters, channels / groups, kernel height, kernel width].
 
-    Threads' parts are added in their order: the same number of threads gives the same bits.
+    Parts are added in their order: the same number of threads gives the same bits, and with
+    `pipelined` any number does.
 
     Args:
         geometry, inputs, algorithm, num_threads, span: see `forward`.
@@ -212,34 +212,44 @@ def weight_gradient(
         return made
     filters, window = g.filters // g.groups, g.window
     flat = gradient.reshape(g.images, g.filters, g.positions)
-    unit = 1 if algorithm == PIPELINED else g.out[1]
-    ranges = threads.shares(g.images * g.positions, num_threads, unit)
-    parts = np.zeros((len(ranges), g.groups, filters, g.depth), dtype)
     if algorithm == PIPELINED:
-        padded = _padded(g, inputs, num_threads)
-        fit = span_of(filters + RIGHT_ROWS, dtype.itemsize)
-        fit = fit if fit >= LEAST_SPAN else 2 * LEAST_SPAN
-        span = _up(span or fit, columns_of(dtype.itemsize))
-        room = (_up(filters, LEFT_ROWS) + RIGHT_ROWS + 1) * span
-        memory = threads.rooms(len(ranges), room, dtype)
-
-        def pieces(number: int, first: int, last: int) -> None:
-            into, own = parts[number], memory[number]
-            pipelined.weight_gradient(padded, flat, into, window, first, last, span, own)
-
-        threads.in_parallel(pieces, ranges)
+        parts = _pipelined_weight_parts(g, inputs, flat, num_threads, span)
     else:
-        memory = _room_for_all(g, ranges, 1, dtype)
+        ranges = threads.shares(g.images * g.out[0], num_threads)
+        parts = np.zeros((len(ranges), g.groups, filters, g.depth), dtype)
+        memory = _room_for_all(g, ranges, g.out[1], dtype)
 
         def whole(number: int, first: int, last: int) -> None:
-            first, last = first // unit, last // unit
             into, own = parts[number], memory[number]
             lowering.weight_gradient(inputs, flat, into, window, first, last, own)
 
         with threads.one_blas_thread_each():
             threads.in_parallel(whole, ranges)
-    total = parts[0] if len(ranges) == 1 else _total(parts.reshape(len(ranges), -1), num_threads)
+    total = parts[0] if len(parts) == 1 else _total(parts.reshape(len(parts), -1), num_threads)
     return total.reshape(g.filters, g.channels // g.groups, *g.kernel)
+
+
+def _pipelined_weight_parts(
+    g: Geometry, inputs: Array, flat: Array, num_threads: int, span: int | None
+) -> Array:
+    dtype, window, filters = flat.dtype, g.window, g.filters // g.groups
+    columns = columns_of(dtype.itemsize)
+    edges, blocks = cutting.weight_pieces(g, dtype.itemsize, num_threads)
+    span = up(span or cutting.weight_span(g, dtype.itemsize, int(edges[1])), columns)
+    counter = np.zeros(1, np.int64)
+    team = min(num_threads, (edges.size - 1) * (blocks.size - 1))
+    parts = np.zeros((edges.size - 1, g.groups, filters, g.depth), dtype)
+    padded, to_pad = _padding(g, inputs)
+    _do([to_pad], num_threads)
+    rows = up(filters, LEFT_ROWS) + RIGHT_ROWS
+    memory = threads.rooms(team, rows * pipelined.row_of(span, columns) + columns, dtype)
+    threads.by_all(
+        lambda number: pipelined.weight_gradient(
+            padded, flat, parts, window, edges, blocks, counter, span, memory[number]
+        ),
+        team,
+    )
+    return parts
 
 
 def _total(parts: Array, num_threads: int) -> Array:
@@ -270,19 +280,56 @@ def compile_all(dtype: np.dtype[Any], algorithms: Sequence[str]) -> None:
         weight_gradient(tiny, x, made, algorithm, 1)
 
 
-def _padded(g: Geometry, inputs: Array, num_threads: int) -> Array:
-    """The input with zeros around it, as `padding.pad` lays it out."""
-    planes = g.images * g.channels
-    padded = _room_for_padded(g, inputs.dtype)
-    small, large = (
-        inputs.reshape(planes, g.height, g.width),
-        padded.reshape(planes, *_padded_shape(g)),
+def _padding(g: Geometry, inputs: Array) -> tuple[Array, _Job]:
+    """The input with zeros around it, as `padding.pad` lays it out, and what is to be done for it.
+
+    Beyond its end is a tile's row of zeros: runs are copied in whole rows of tiles.
+    """
+    planes, columns = g.images * g.channels, columns_of(inputs.itemsize)
+    shape = (g.images, g.channels, *_padded_shape(g))
+    size = math.prod(shape)
+    room = threads.aligned(size + columns, inputs.dtype)
+    room[size:] = 0
+    padded = room[:size].reshape(shape)
+    small, large = inputs.reshape(planes, g.height, g.width), padded.reshape(planes, *shape[2:])
+    return padded, (
+        planes,
+        lambda first, last: padding.pad(small, g.window, large, first, last),
     )
-    threads.in_parallel(
-        lambda _number, first, last: padding.pad(small, g.window, large, first, last),
-        threads.shares(planes, num_threads),
-    )
-    return padded
+
+
+def _packing(g: Geometry, weight: Array, *, is_turned: bool = False) -> tuple[Array, _Job]:
+    """Each group's filters as the left side of tiles, and what is to be done for it.
+
+    [groups, panels, depth, ROWS]; turned, panels are of the depth, and what is summed over are
+    filters.
+    """
+    of_group = weight.reshape(g.groups, g.filters // g.groups, g.depth)
+    rows, depth = of_group.shape[1:]
+    if is_turned:
+        rows, depth = depth, rows
+    count = -(-rows // ROWS)
+    packed = threads.aligned(g.groups * count * depth * ROWS, weight.dtype)
+    packed = packed.reshape(g.groups, count, depth, ROWS)
+
+    def some(first: int, last: int) -> None:
+        for group in range(first // count, -(-last // count)):
+            from_, to = max(0, first - group * count), min(count, last - group * count)
+            panels.pack(of_group[group], is_turned, packed[group], from_, to)
+
+    return packed, (g.groups * count, some)
+
+
+def _do(jobs: Sequence[_Job], num_threads: int) -> None:
+    """Jobs that do not need one another, each divided among the threads: all start once only."""
+    parts = [threads.shares(total, num_threads) for total, _ in jobs]
+
+    def own(number: int) -> None:
+        for ranges, (_, work) in zip(parts, jobs, strict=True):
+            if number < len(ranges):
+                work(*ranges[number])
+
+    threads.by_all(own, max(map(len, parts)))
 
 
 def _room_for_all(
@@ -294,41 +341,4 @@ def _room_for_all(
 
 
 def _padded_shape(g: Geometry) -> tuple[int, int]:
-    return g.padded[0], _up(g.padded[1], g.stride[1])
-
-
-def _room_for_padded(g: Geometry, dtype: np.dtype[Any]) -> Array:
-    """[images, channels, padded height, padded width], and beyond its end a tile's row of zeros.
-
-    Runs are copied in whole rows of tiles, and so what lies beyond them is read.
-    """
-    shape = (g.images, g.channels, *_padded_shape(g))
-    size = math.prod(shape)
-    room = np.empty(size + columns_of(dtype.itemsize), dtype)
-    room[size:] = 0
-    return room[:size].reshape(shape)
-
-
-def _packed(g: Geometry, weight: Array, num_threads: int, *, is_turned: bool = False) -> Array:
-    """Each group's filters as the left side of tiles: [groups, panels, depth, ROWS].
-
-    Turned, panels are of the depth, and what is summed over are filters.
-    """
-    of_group = weight.reshape(g.groups, g.filters // g.groups, g.depth)
-    rows, depth = of_group.shape[1:]
-    if is_turned:
-        rows, depth = depth, rows
-    packed = np.empty((g.groups, -(-rows // ROWS), depth, ROWS), weight.dtype)
-    count = packed.shape[1]
-
-    def some(_number: int, first: int, last: int) -> None:
-        for group in range(first // count, -(-last // count)):
-            from_, to = max(0, first - group * count), min(count, last - group * count)
-            panels.pack(of_group[group], is_turned, packed[group], from_, to)
-
-    threads.in_parallel(some, threads.shares(g.groups * count, num_threads))
-    return packed
-
-
-def _up(value: int, unit: int) -> int:
-    return -(-value // unit) * unit
+    return g.padded[0], up(g.padded[1], g.stride[1])

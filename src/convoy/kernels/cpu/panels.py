@@ -11,9 +11,7 @@ import numpy as np
 
 from convoy.kernels.cpu.compiling import Array, compiled
 from convoy.kernels.cpu.padding import runs_of
-from convoy.kernels.cpu.tile import LEFT_ROWS, ROWS, copy_line
-
-_u = np.uint64  # indices without a sign: see pieces.py
+from convoy.kernels.cpu.tile import LEFT_ROWS, ROWS, add_run, copy_line, copy_run
 
 
 @compiled
@@ -47,9 +45,17 @@ def lower_panels(flat: Array, base: int, tap: Array, off: Array, count: int, pie
 
 @compiled
 def lower_rows(
-    flat: Array, base: int, tap: Array, off: Array, begins: Array, runs: int, row: int, piece: Array
+    flat: Array,
+    base: int,
+    tap: Array,
+    off: Array,
+    begins: Array,
+    runs: int,
+    length: int,
+    row: int,
+    piece: Array,
 ) -> None:
-    """Rows of positions: [taps, row], zeros from the last position to the row's end."""
+    """Rows of positions: [taps, row], with zeros from the last position to `length`."""
     count, columns = begins[runs], 64 // piece.itemsize
     for step in range(tap.size):
         start, at = base + tap[step], step * row
@@ -57,7 +63,7 @@ def lower_rows(
             begin = begins[number]
             run = begins[number + 1] - begin
             _copy(flat, start + off[begin], piece, at + begin, run, columns)
-        for x in range(at + count, at + row):
+        for x in range(at + count, at + length):
             piece[x] = 0
 
 
@@ -68,9 +74,7 @@ def spread_row(
     """Add a row of a piece to where it was lowered from."""
     for number in range(runs):
         begin = begins[number]
-        s, d = _u(base + off[begin]), _u(at + begin)
-        for x in range(_u(begins[number + 1] - begin)):
-            flat[s + x] += made[d + x]
+        add_run(made, at + begin, flat, base + off[begin], begins[number + 1] - begin)
 
 
 @compiled
@@ -113,25 +117,24 @@ def gather_panels(
     """A group's gradient at `count` positions: [panels, filters, columns]."""
     for row in range(of_group):
         image, at = divmod(start, of_image)
-        s = (image * filters + first_filter + row) * of_image + at
         for first in range(0, count, columns):
             run = min(columns, count - first)
-            d = (first * of_group) + row * columns
-            if at + run <= of_image:
-                su, du = _u(s), _u(d)
-                for x in range(_u(run)):
-                    into[du + x] = flat[su + x]
+            d = first * of_group + row * columns
+            s = (image * filters + first_filter + row) * of_image + at
+            if run == columns and at + run <= of_image:
+                copy_line(flat, s, into, d)
                 at += run
-                s += run
                 continue
-            for x in range(run):
+            done = 0
+            while done < run:
                 if at == of_image:
                     at = 0
                     image += 1
-                    s = (image * filters + first_filter + row) * of_image
-                into[d + x] = flat[s]
-                s += 1
-                at += 1
+                part = min(of_image - at, run - done)
+                s = (image * filters + first_filter + row) * of_image + at
+                copy_run(flat, s, into, d + done, part)
+                done += part
+                at += part
 
 
 @compiled
@@ -143,10 +146,11 @@ def gather_rows(
     of_image: int,
     start: int,
     count: int,
+    length: int,
     row: int,
     into: Array,
 ) -> None:
-    """The same as it is, in rows of `row`, with zeros after the last position and filter."""
+    """The same as it is, in rows `row` apart, with zeros to `length` and after the last filter."""
     for number in range(-(-of_group // LEFT_ROWS) * LEFT_ROWS):
         at = number * row
         done = 0
@@ -154,12 +158,10 @@ def gather_rows(
             image, inside = divmod(start, of_image)
             while done < count:
                 part = min(of_image - inside, count - done)
-                s = _u((image * filters + first_filter + number) * of_image + inside)
-                d = _u(at + done)
-                for x in range(_u(part)):
-                    into[d + x] = flat[s + x]
+                s = (image * filters + first_filter + number) * of_image + inside
+                copy_run(flat, s, into, at + done, part)
                 done += part
                 image += 1
                 inside = 0
-        for x in range(at + done, at + row):
+        for x in range(at + done, at + length):
             into[x] = 0

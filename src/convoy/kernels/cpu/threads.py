@@ -28,6 +28,7 @@ from numpy.typing import DTypeLike
 from threadpoolctl import ThreadpoolController
 
 from convoy.kernels.cpu.compiling import Array
+from convoy.kernels.cpu.tile import LINE_BYTES
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
@@ -43,6 +44,11 @@ def shares(total: int, parts: int, unit: int = 1) -> list[tuple[int, int]]:
     parts = max(1, min(parts, units))
     edges = [min(total, unit * (units * number // parts)) for number in range(parts + 1)]
     return list(itertools.pairwise(edges))
+
+
+def by_all(work: Callable[[int], Any], count: int) -> None:
+    """Call `work(number)` by so many threads, all at once."""
+    in_parallel(lambda number, _first, _last: work(number), [(0, 0)] * count)
 
 
 def in_parallel(work: Callable[[int, int, int], Any], ranges: list[tuple[int, int]]) -> None:
@@ -82,15 +88,26 @@ def _by_threads_of_ours(
 
 
 def rooms(count: int, elements: int, dtype: DTypeLike) -> list[Array]:
-    """Memory for so many threads, the caller's own: made once, grown, and as it was left."""
+    """Memory for so many threads, the caller's own: made once, grown, and as it was left.
+
+    It begins with a line of the cache, as `aligned` has it.
+    """
     kept: dict[tuple[str, int], Array] = vars(_own).setdefault("rooms", {})
     found = []
     for number in range(count):
         key = (np.dtype(dtype).char, number)
         if key not in kept or kept[key].size < elements:
-            kept[key] = np.empty(elements, dtype)
+            kept[key] = aligned(elements, dtype)
         found.append(kept[key])
     return found
+
+
+def aligned(elements: int, dtype: DTypeLike) -> Array:
+    """Memory that begins with a line of the cache: a vector then never lies in two."""
+    size = np.dtype(dtype).itemsize
+    found = np.empty(elements + LINE_BYTES // size, dtype)
+    first = -found.ctypes.data % LINE_BYTES // size
+    return found[first : first + elements]
 
 
 def forget_rooms() -> None:

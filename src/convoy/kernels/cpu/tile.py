@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 ROWS = 6
@@ -62,6 +62,18 @@ class _Emitter:
         loaded = self.builder.load(self.vector_at(pointer, at))
         loaded.align = self.size
         return loaded
+
+    def store(self, vector: Any, pointer: Any, at: Any) -> None:
+        """Likewise."""
+        self.builder.store(vector, self.vector_at(pointer, at)).align = self.size
+
+    def spread(self, pointer: Any, at: Any) -> Any:
+        """A vector of one number."""
+        number = self.builder.load(self.builder.gep(pointer, [at]))
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        single = self.builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
+        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
+        return self.builder.shuffle_vector(single, undefined, everywhere)
 
     def add_product(self, total: Any, one: Any, other: Any) -> Any:
         """total + one x other, fused where the processor can."""
@@ -111,30 +123,36 @@ def multiply_tile(
     right: Any,
     right_at: Any,
     depth: Any,
+    start: Any,
+    start_at: Any,
+    adds: Any,
     into: Any,
     into_at: Any,
     into_row: Any,
 ) -> Any:
-    """Add a tile to `into`; called from compiled code.
+    """Write a tile, or add to what is there; called from compiled code.
 
     Args:
         left: one-dimensional; from `left_at` on [depth, ROWS].
         right: likewise; from `right_at` on [depth, COLUMNS].
         depth: at least 1.
+        start: likewise; from `start_at` on [ROWS], with which rows begin that are not added.
+        adds: whether to add to `into`, without `start`.
         into: likewise; from `into_at` on, ROWS rows of COLUMNS, `into_row` apart.
     """
     index = types.int64
-    signature = types.void(left, index, right, index, index, into, index, index)
+    signature = types.void(
+        left, index, right, index, index, start, index, types.boolean, into, index, index
+    )
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        a, a_at, b, b_at, steps, c, c_at, c_row = arguments
+        a, a_at, b, b_at, steps, s, s_at, is_added, c, c_at, c_row = arguments
         emit = _Emitter(context, builder, left.dtype)
         width = emit.width
-        pa, pb, pc = (
-            emit.start(*of) for of in ((left, a, a_at), (right, b, b_at), (into, c, c_at))
+        pa, pb, ps, pc = (
+            emit.start(*of)
+            for of in ((left, a, a_at), (right, b, b_at), (start, s, s_at), (into, c, c_at))
         )
-        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
-        undefined = ir.Constant(emit.vector, ir.Undefined)
 
         def body(step: Any, sums: list[Any]) -> list[Any]:
             line = builder.mul(step, emit.const(2 * width))
@@ -142,9 +160,7 @@ def multiply_tile(
             first = builder.mul(step, emit.const(ROWS))
             found = []
             for row in range(ROWS):
-                factor = builder.load(builder.gep(pa, [builder.add(first, emit.const(row))]))
-                single = builder.insert_element(undefined, factor, ir.Constant(ir.IntType(32), 0))
-                spread = builder.shuffle_vector(single, undefined, everywhere)
+                spread = emit.spread(pa, builder.add(first, emit.const(row)))
                 pair = sums[2 * row : 2 * row + 2]
                 found += [
                     emit.add_product(total, spread, half)
@@ -153,11 +169,19 @@ def multiply_tile(
             return found
 
         made = emit.loop(steps, 1, 2 * ROWS, body)
-        for row in range(ROWS):
-            for half in range(2):
-                at = builder.add(builder.mul(c_row, emit.const(row)), emit.const(half * width))
-                total = builder.fadd(emit.load(pc, at), made[2 * row + half])
-                builder.store(total, emit.vector_at(pc, at)).align = emit.size
+        places = [
+            builder.add(builder.mul(c_row, emit.const(row)), emit.const(half * width))
+            for row in range(ROWS)
+            for half in range(2)
+        ]
+        with builder.if_else(is_added) as (then, otherwise):
+            with then:
+                for at, total in zip(places, made, strict=True):
+                    emit.store(builder.fadd(emit.load(pc, at), total), pc, at)
+            with otherwise:
+                for number, (at, total) in enumerate(zip(places, made, strict=True)):
+                    begin = emit.spread(ps, emit.const(number // 2))
+                    emit.store(builder.fadd(begin, total), pc, at)
         return context.get_dummy_value()
 
     return signature, generate
@@ -236,9 +260,60 @@ def copy_line(_typing: Any, source: Any, source_at: Any, into: Any, into_at: Any
         pa, pb = emit.start(source, a, a_at), emit.start(into, b, b_at)
         halves = [emit.load(pa, emit.const(half * emit.width)) for half in range(2)]
         for half, loaded in enumerate(halves):
-            builder.store(
-                loaded, emit.vector_at(pb, emit.const(half * emit.width))
-            ).align = emit.size
+            emit.store(loaded, pb, emit.const(half * emit.width))
         return context.get_dummy_value()
 
     return types.void(source, index, into, index), generate
+
+
+def _emit_run(
+    context: Any, builder: Any, kinds: Any, arguments: Any, combine: Any, *, is_read: bool
+) -> Any:
+    """Go through two arrays by vectors, then by halves of one: runs are short, and loops slow."""
+    a, a_at, b, b_at, number = arguments
+    emit = _Emitter(context, builder, kinds[0].dtype)
+    pa, pb = emit.start(kinds[0], a, a_at), emit.start(kinds[1], b, b_at)
+
+    def some(at: Any, width: int) -> None:
+        kind = ir.VectorType(emit.scalar, width).as_pointer()
+        pointers = [builder.bitcast(builder.gep(p, [at]), kind) for p in (pa, pb)]
+        loaded = [builder.load(pointer) for pointer in pointers[: 1 + is_read]]
+        for one in loaded:
+            one.align = emit.size
+        builder.store(combine(*loaded), pointers[1]).align = emit.size
+
+    step = emit.const(emit.width)
+    whole = builder.and_(number, emit.const(-emit.width))
+    with cgutils.for_range_slice(builder, emit.const(0), whole, step) as (at, _):
+        some(at, emit.width)
+    width = emit.width // 2
+    while width:
+        bit = builder.and_(number, emit.const(width))
+        with builder.if_then(builder.icmp_signed("!=", bit, emit.const(0))):
+            some(builder.and_(number, emit.const(-2 * width)), width)
+        width //= 2
+    return context.get_dummy_value()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add_run(_typing: Any, source: Any, source_at: Any, into: Any, into_at: Any, count: Any) -> Any:
+    """Add `count` numbers of one one-dimensional array to another's; called from compiled code."""
+    index = types.int64
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        kinds = (source, into)
+        return _emit_run(context, builder, kinds, arguments, builder.fadd, is_read=True)
+
+    return types.void(source, index, into, index, index), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def copy_run(_typing: Any, source: Any, source_at: Any, into: Any, into_at: Any, count: Any) -> Any:
+    """Copy them; likewise."""
+    index = types.int64
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        kinds = (source, into)
+        return _emit_run(context, builder, kinds, arguments, lambda one: one, is_read=False)
+
+    return types.void(source, index, into, index, index), generate
