@@ -125,8 +125,9 @@ def test_pieces_and_threads_change_nothing(
     assert (to_input == convolution.input_gradient(g, made, given[1], *how, **of_input)).all()
 
 
+@pytest.mark.parametrize("algorithm", ["direct", "pipelined"])
 @pytest.mark.parametrize("num_threads", [2, 3, 7])
-def test_pipelined_has_the_same_bits_for_any_number_of_threads(num_threads: int) -> None:
+def test_the_same_bits_for_any_number_of_threads(algorithm: str, num_threads: int) -> None:
     geometry = Geometry(
         images=70, channels=44, height=8, width=7, filters=38, kernel=(3, 3), padding=(1, 1),
         stride=(1, 2), groups=2,
@@ -137,7 +138,7 @@ def test_pipelined_has_the_same_bits_for_any_number_of_threads(num_threads: int)
     x, weight, _ = (t.float().numpy() for t in drawn(Case(geometry, has_bias=True, seed=5)))
 
     def made(threads: int) -> list[Any]:
-        how = ("pipelined", threads)
+        how = (algorithm, threads)
         output = convolution.forward(geometry, x, weight, None, *how)
         return [
             output,
