@@ -177,10 +177,11 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         "two layers": ours.TwoLayers,
         "slow": lambda: ours.paced(watch.hurry, folder),
         "dragging": lambda: ours.dragging(watch.hurry, folder),
+        "crawling": lambda: ours.crawling(watch.hurry),
     }
     network, data = job.get("network"), job.get("data")
     network = things.get(network, network)
-    dataset = things[data]() if data in ("tensors", "slow", "dragging") else data
+    dataset = things[data]() if data in ("tensors", "slow", "dragging", "crawling") else data
     answer: dict[str, Any] = {"result": None, "error": None}
     if job.get("deed") in SERVERS:
         IDLE.end()  # or it might hit one that is left of another run, and idle

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from convoy.datasets import DataSet, ImageData, open_dataset
 from convoy.runtime.sampler import GlobalOrder
 
-PAUSE_S = 0.05
+PAUSE_S, CRAWL_S = 0.05, 0.5
 DRAG_S = 0.002
 """Per sample."""
 POISONED_STEP, POISONED_POSITION = 7, 40
@@ -81,6 +81,18 @@ class Dragging(Paced):
         return self.paced(indices, len(indices) * DRAG_S * slower)
 
 
+class Crawling(Paced):
+    """As `Paced`, and ten times slower after so many batches: who is late still finds it running."""
+
+    after = 24
+    batches = 0
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """See ImageData."""
+        self.batches += 1
+        return self.paced(indices, CRAWL_S if self.batches > self.after else PAUSE_S)
+
+
 class Poisoned(ImageData):
     """`inner`, but what the sample at `index` holds is not a number."""
 
@@ -109,6 +121,12 @@ def dragging(hurry: Path, pids: Path) -> DataSet:
     """The digits, slowly, and slowest on one rank; see `Dragging`."""
     digits = open_dataset("digits")
     return replace(digits, train=Dragging(digits.train, hurry, pids))
+
+
+def crawling(hurry: Path) -> DataSet:
+    """The digits, slowly, then more so; see `Crawling`."""
+    digits = open_dataset("digits")
+    return replace(digits, train=Crawling(digits.train, hurry))
 
 
 def slow() -> DataSet:

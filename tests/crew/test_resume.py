@@ -107,7 +107,7 @@ def test_ctrl_c_and_on_with_the_same_bits(
 def test_stopped_while_ranks_differ(harbour: Harbour, tmp_path: Path) -> None:
     options = NORMED | {"strategy": "averaging", "average_every": 20}
     options |= {"workers": 2, "shares": "1,2", "checkpoint_every": 7}
-    job: dict[str, Any] = {"folder": tmp_path, "network": "ours:normed", "data": "slow"}
+    job: dict[str, Any] = {"folder": tmp_path, "network": "ours:normed", "data": "crawling"}
     del options["network"]
     whole, run, damaged = (tmp_path / name for name in ("whole", "run", "damaged"))
     hurry = tmp_path / "hurry"
