@@ -82,7 +82,7 @@ class Dragging(Paced):
 
 
 class Crawling(Paced):
-    """As `Paced`, and ten times slower after so many batches: who is late still finds it running."""
+    """As `Paced`, and ten times slower after so many batches: who is late finds it running."""
 
     after = 24
     batches = 0
