@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from convoy.errors import UnknownNameError, UsageError
 from convoy.kernels import convolve
-from convoy.kernels.cpu import convolution, cutting, threads
+from convoy.kernels.cpu import compiling, convolution, cutting, pipelined, threads
 from convoy.kernels.cpu.tile import ROWS
 from convoy.kernels.geometry import Geometry
 from convoy.kernels.passes import ALGORITHMS, CHOICES, TORCH_CONTIGUOUS, TORCH_LAST
@@ -146,8 +146,81 @@ def test_the_same_bits_for_any_number_of_threads(algorithm: str, num_threads: in
             convolution.weight_gradient(geometry, x, output, *how),
         ]
 
-    for one, several in zip(made(1), made(num_threads), strict=True):
+    found = made(num_threads)
+    for one, several in zip(made(1), found, strict=True):
         assert (one == several).all()
+    assert_torchs(geometry, x, weight, found)
+
+
+LARGE = {
+    "a deep one": Geometry(
+        images=3, channels=512, height=14, width=14, filters=40, kernel=(3, 3), padding=(1, 1)
+    ),
+    "small maps": Geometry(
+        images=16, channels=160, height=7, width=7, filters=77, kernel=(5, 5), padding=(2, 2)
+    ),
+    "large maps": Geometry(
+        images=64, channels=16, height=32, width=32, filters=32, kernel=(5, 5), padding=(2, 2),
+        stride=(2, 2),
+    ),
+    "depthwise": Geometry(
+        images=5, channels=192, height=28, width=28, filters=192, kernel=(3, 3), padding=(1, 1),
+        groups=192,
+    ),
+    "one position": Geometry(
+        images=1, channels=512, height=3, width=3, filters=256, kernel=(3, 3)
+    ),
+    "all of it": Geometry(
+        images=7, channels=300, height=11, width=13, filters=100, kernel=(2, 3), groups=2,
+        dilation=(3, 1), padding=(3, 2), stride=(3, 2),
+    ),
+    "strides beyond the image": Geometry(
+        images=2, channels=3, height=5, width=5, filters=4, kernel=(2, 2), stride=(10**6, 2**40)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("geometry", LARGE.values(), ids=LARGE)
+def test_pipelined_at_sizes_that_are_cut(geometry: Geometry) -> None:
+    x, weight = (t.numpy() for t in drawn(Case(geometry, has_bias=False, seed=6))[:2])
+    output = convolution.forward(geometry, x, weight, None, "pipelined", 2)
+    found = [
+        output,
+        convolution.input_gradient(geometry, output, weight, "pipelined", 2),
+        convolution.weight_gradient(geometry, x, output, "pipelined", 2),
+    ]
+    assert_torchs(geometry, x, weight, found)
+
+
+def test_sizes_are_cut() -> None:
+    assert cutting.deep_of(LARGE["a deep one"].depth, 8) < LARGE["a deep one"].depth
+    parts, _ = cutting.weight_pieces(LARGE["large maps"], 8, 2)
+    assert parts.size > 8
+    assert (parts[0], parts[-1]) == (0, 64 * 16 * 16)
+    _, blocks = cutting.weight_pieces(LARGE["small maps"], 8, 2)
+    assert blocks.size > 4
+
+
+def assert_torchs(geometry: Geometry, x: Any, weight: Any, found: list[Any]) -> None:
+    """The output, and both gradients of half its square's sum, are those of torch in float64."""
+    given = [torch.from_numpy(one).double().requires_grad_() for one in (x, weight)]
+    stride = tuple(min(s, 2**31 - 1) for s in geometry.stride)
+    expected = torch.nn.functional.conv2d(
+        *given, None, stride, geometry.padding, geometry.dilation, geometry.groups
+    )
+    expected.backward(torch.from_numpy(found[0]).double())
+    near = 1e-11 if x.dtype == "float64" else 2e-4
+    for ours, theirs in zip(found, (expected, given[0].grad, given[1].grad), strict=True):
+        assert theirs is not None
+        scale = float(theirs.detach().abs().max())
+        assert (
+            float((torch.from_numpy(ours).double() - theirs.detach()).abs().max()) <= near * scale
+        )
+
+
+def test_what_is_compiled_is_of_these_sources() -> None:
+    kept = pipelined.forward._cache._cache_file._source_stamp  # type: ignore[attr-defined]
+    assert kept == compiling._digest()
 
 
 @given(
@@ -280,7 +353,11 @@ def test_what_does_not_fit_is_said() -> None:
     inputs, weight = torch.zeros(1, 4, 5, 5), torch.zeros(6, 2, 3, 3)
     with pytest.raises(UnknownNameError, match=r"'pipeline'. Nearest: pipelined"):
         convolve(inputs, weight, groups=2, algorithm="pipeline")
-    with pytest.raises(UsageError, match="0 groups: expected 1 or more"):
+    with pytest.raises(UsageError, match=r"groups 1\.5: expected an integer"):
+        convolve(inputs, weight, groups=1.5)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="the input is of ndarray: expected a dense torch.Tensor"):
+        convolve(inputs.numpy(), weight)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="groups 0: expected an integer, 1 or more"):
         convolve(inputs, weight, groups=0)
     with pytest.raises(UsageError, match="expected 2 channels"):
         convolve(inputs, weight)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
+import psutil
 import torch
 
 from convoy import networks
 from convoy.api.requests import without_weights
 from convoy.errors import UnknownNameError, UsageError
 from convoy.kernels.bench import Found, bench, shape_of
+from convoy.kernels.bench import sizes as sizes_of
 from convoy.kernels.compare import Compared, compare, layer
 from convoy.kernels.geometry import Geometry
 from convoy.kernels.layers import geometries
@@ -62,14 +65,15 @@ def bench_convolutions(
     if batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}: expected 1 or more")
     threads = _threads(threads)
-    if seconds <= 0:
-        raise UsageError(f"--seconds {seconds:g}: expected more than 0")
+    _checked(seconds)
     found = (
         {text: shape_of(text, batch_size) for text in shapes}
         if shapes
         else of_network(network or "cifar10-full", batch_size, input_shape, layers)
     )
     dtype = DTYPES[precision]
+    for name, geometry in found.items():
+        _fits(name, geometry, dtype.itemsize)
     return bench(found, threads, algorithms, dtype=dtype, enough_s=seconds, say=say)
 
 
@@ -125,9 +129,12 @@ def compare_over_sizes(
         UsageError: images too small for a network, or numbers that are none.
     """
     threads = _threads(threads)
-    for what, value in (("--batch-size", batch_size), *(("--image-sizes", s) for s in sizes)):
+    _checked(seconds)
+    numbers = [("--batch-size", batch_size), ("--channels", channels)]
+    for what, value in (*numbers, *(("--image-sizes", size) for size in sizes)):
         if value < 1:
             raise UsageError(f"{what} {value}: expected 1 or more")
+    sizes, names = list(dict.fromkeys(sizes)), list(dict.fromkeys(names))
 
     def build(name: str, size: int) -> torch.nn.Module:
         if not are_networks:
@@ -148,6 +155,21 @@ def compare_over_sizes(
         enough_s=seconds,
         say=say,
     )
+
+
+def _fits(name: str, geometry: Geometry, itemsize: int) -> None:
+    row, free = sizes_of(geometry), psutil.virtual_memory().available
+    elements = sum(2 * row[what] for what in ("input", "weight", "output")) + row["lowered"]
+    if elements * itemsize > free:
+        raise UsageError(
+            f"{name}: timing it takes {elements * itemsize / 1e9:,.1f} GB and {free / 1e9:,.1f} GB "
+            "are free; expected a smaller shape or fewer images"
+        )
+
+
+def _checked(seconds: float) -> None:
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"--seconds {seconds:g}: expected more than 0")
 
 
 def _threads(asked: Sequence[int] | None) -> list[int]:

@@ -189,8 +189,8 @@ def geometry_of(
             f"an input {list(input_shape)} and a weight {list(weight_shape)}: expected "
             "[images, channels, height, width] and [filters, channels / groups, height, width]"
         )
-    if groups < 1:
-        raise UsageError(f"{groups} groups: expected 1 or more")
+    if not isinstance(groups, SupportsIndex) or index(groups) < 1:
+        raise UsageError(f"groups {groups!r}: expected an integer, 1 or more")
     images, channels, height, width = input_shape
     filters, of_group, *kernel = weight_shape
     if channels != of_group * groups:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convoy.errors import UnknownNameError, UsageError
 from convoy.kernels.geometry import Geometry, geometry_of
 from convoy.kernels.operation import DTYPES, convolve, is_last
-from convoy.kernels.passes import AUTO, TORCH, by_pass
+from convoy.kernels.passes import AUTO, CHOICES, TORCH, by_pass
 from convoy.kernels.tuner import Where, hardware_of, kept_here, tuned
 
 
@@ -107,6 +107,8 @@ def use_algorithm(
     if algorithm == AUTO:
         algorithm = _fastest(model, found, inputs)
     if isinstance(algorithm, str):
+        if "/" not in algorithm and algorithm not in CHOICES:
+            raise UnknownNameError("convolution algorithm", algorithm, (AUTO, *CHOICES))
         algorithm = dict.fromkeys(found, algorithm)
     for name, chosen in algorithm.items():
         by_pass(chosen)
@@ -141,6 +143,8 @@ def _fastest(
     weight = next(iter(layers.values())).weight
     if weight.dtype not in DTYPES:
         raise UsageError(f"auto: the weights are {weight.dtype}; expected float32 or float64")
+    if inputs.dtype != weight.dtype:
+        raise UsageError(f"auto: images of {inputs.dtype}; expected the weights', {weight.dtype}")
     where = Where(
         hardware=hardware_of(weight.device),
         num_threads=torch.get_num_threads(),

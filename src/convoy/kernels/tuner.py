@@ -26,7 +26,7 @@ import pooch
 import torch
 from filelock import FileLock, Timeout
 
-from convoy.hardware import processor_name
+from convoy.hardware import processor_abilities, processor_name
 from convoy.kernels.geometry import Geometry
 from convoy.kernels.passes import (
     LOWERING,
@@ -59,7 +59,7 @@ class Where:
     """In what circumstances a choice is timed and holds."""
 
     hardware: str
-    """The processor's name, or the GPU's."""
+    """The processor's name and what it can do, or the GPU's name."""
     num_threads: int
     dtype: torch.dtype
     """float32 or float64."""
@@ -91,10 +91,10 @@ def kept_here() -> Kept:
 
 
 def hardware_of(device: torch.device) -> str:
-    """A device's name, under which times of it are kept."""
+    """A device as times of it are kept: processors of one name may differ in vectors and caches."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    return processor_name()
+    return f"{processor_name()}, {processor_abilities()}"
 
 
 class Kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -55,8 +56,22 @@ def bench(
 ) -> None:
     """Time a network's convolutions by each algorithm: output, and both gradients."""
     output = console(as_json=json)
+    over_sizes = image_sizes is not None or compare is not None or networks is not None
+    _refuse(
+        {
+            "--algorithms": algorithms != ",".join(TIMED),
+            "--precision": precision != "fp32",
+            "--layers": layers != "*",
+            "--input": input is not None,
+        },
+        "--image-sizes, --compare and --networks" if over_sizes else None,
+    )
+    _refuse({"--layers": layers != "*", "--input": input is not None}, "--shape" if shape else None)
+    _refuse({"--channels": channels != 3}, None if over_sizes else "layers one by one")
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"--out {out}: {out.parent} is no folder; name one that is there")
     keep_freed_memory()  # as a rank of a run does
-    if image_sizes is not None or compare is not None or networks is not None:
+    if over_sizes:
         if network is not None or shape:
             raise UsageError(
                 "--image-sizes times layers or networks over sizes, --network and --shape one by "
@@ -75,12 +90,13 @@ def bench(
                 seconds=seconds,
                 say=lambda text: status.update(f"timing {plain(text)}"),
             )
-        if out is not None:
-            draw_sizes([row.to_dict() for row in rows], out)
         if json:
             print_json({"batch_size": batch_size, "sizes": [row.to_dict() for row in rows]})
         else:
             output.print(_over_sizes(rows, batch_size))
+        if out is not None:
+            draw_sizes([row.to_dict() for row in rows], out)
+            output.print(f"drawn in {plain(str(out))}")
         return
     with stdout_for(as_json=json), output.status("starting") as status:
         found = bench_convolutions(
@@ -95,16 +111,22 @@ def bench(
             seconds=seconds,
             say=lambda text: status.update(plain(text)),
         )
-    if out is not None:
-        draw_convolutions(found.to_dict(), out)
     if json:
         print_json(found.to_dict())
-        return
-    output.print(_shapes(found))
-    for number in found.peaks:
-        output.print(_times(found, number))
+    else:
+        output.print(_shapes(found))
+        for layer, number in product(found.geometries, found.peaks):
+            output.print(_times(found, layer, number))
     if out is not None:
+        draw_convolutions(found.to_dict(), out)
         output.print(f"drawn in {plain(str(out))}")
+
+
+def _refuse(given: dict[str, bool], beside: str | None) -> None:
+    """Options that would do nothing beside what was asked for."""
+    for option, is_given in given.items():
+        if beside is not None and is_given:
+            raise UsageError(f"{option} has no meaning for {beside}: leave it out")
 
 
 def _over_sizes(rows: list[Compared], images: int) -> Table:
@@ -150,24 +172,23 @@ def _shapes(found: Found) -> Table:
     return table
 
 
-def _times(found: Found, threads: int) -> Table:
+def _times(found: Found, layer: str, threads: int) -> Table:
+    """One layer's: together they would be wider than a terminal."""
     peak = found.peaks[threads] / 1e9
     table = Table(
-        title=f"{threads} thread{'s' * (threads > 1)}; matrix product {peak:,.0f} GFLOP/s",
+        title=f"{plain(layer)}, {threads} thread{'s' * (threads > 1)}; "
+        f"matrix product {peak:,.0f} GFLOP/s",
         header_style="bold",
     )
-    for name in ("layer", "pass"):
-        table.add_column(name)
-    table.add_column("algorithm", no_wrap=True)
+    for name in ("pass", "algorithm"):
+        table.add_column(name, no_wrap=True)
     for name in ("ms", "GFLOP/s", "of peak", "vs lowering", "vs torch"):
         table.add_column(name, justify="right")
     last = None
     for row in found.rows:
-        if row.threads == threads:
-            group = (row.layer, row.what)
-            heads = group if group != last else ("", "")
-            table.add_row(plain(heads[0]), heads[1], *_cells(row), end_section=False)
-            last = group
+        if (row.threads, row.layer) == (threads, layer):
+            table.add_row(row.what if row.what != last else "", *_cells(row))
+            last = row.what
     return table
 
 

@@ -20,7 +20,7 @@ def l2_bytes() -> int:
             text = (folder / "size").read_text().strip()
         except OSError:
             continue
-        if level == "2" and kind in ("Unified", "Data"):
-            unit = {"K": 1024, "M": 1024**2}.get(text[-1:], 1)
-            return int(text.rstrip("KM")) * unit
+        number = text.rstrip("KM")
+        if level == "2" and kind in ("Unified", "Data") and number.isdecimal() and int(number):
+            return int(number) * {"K": 1024, "M": 1024**2}.get(text[-1:], 1)
     return USUAL_BYTES

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -15,10 +18,24 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 def compiled(function: Loop) -> Loop:
     """By Numba when it is first called with such types, and kept; it holds no lock when it runs.
 
-    Where nothing can be kept it is compiled by every process. Numba looks at a function's own file
-    alone: who changes `tile.py` or a constant removes `__pycache__`, or sets NUMBA_CACHE_DIR anew.
+    Where nothing can be kept it is compiled by every process. Numba asks of a function's own file
+    whether it has changed; here it is asked of all of them, since one calls another's.
     """
     try:
-        return cast(Loop, njit(nogil=True, cache=True)(function))
+        made = njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no folder that can be written to
         return cast(Loop, njit(nogil=True)(function))
+    kept: Any = getattr(getattr(made, "_cache", None), "_cache_file", None)
+    if hasattr(kept, "_source_stamp"):
+        kept._source_stamp = _digest()
+    return cast(Loop, made)
+
+
+@cache
+def _digest() -> str:
+    """Of all sources that are compiled, or say how."""
+    here = Path(__file__).parent
+    found = hashlib.sha256()
+    for path in sorted([*here.glob("*.py"), here.parent / "geometry.py"]):
+        found.update(path.read_bytes())
+    return found.hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def forward(
         span, deep: positions and elements of the depth in a piece of `pipelined`; by the cache
             without them.
     """
-    g = geometry
+    g = _near(geometry)
     dtype = inputs.dtype
     outputs = np.empty((g.images, g.filters, *g.out), dtype)
     added = np.zeros(g.filters, dtype) if bias is None else bias
@@ -125,7 +126,7 @@ def input_gradient(
         geometry, weight, algorithm, num_threads, span: see `forward`.
         gradient: of the output, [images, filters, out height, out width], contiguous.
     """
-    g = geometry
+    g = _near(geometry)
     dtype = gradient.dtype
     if not gradient.size:
         return np.zeros((g.images, g.channels, g.height, g.width), dtype)
@@ -198,7 +199,7 @@ def weight_gradient(
         geometry, inputs, algorithm, num_threads, span: see `forward`.
         gradient: of the output, [images, filters, out height, out width], contiguous.
     """
-    g = geometry
+    g = _near(geometry)
     dtype = gradient.dtype
     if algorithm == DIRECT or not gradient.size:
         made = np.zeros((g.filters, g.channels // g.groups, *g.kernel), dtype)
@@ -338,6 +339,12 @@ def _room_for_all(
     """Memory for a piece that is all of a range, and for what is made of it."""
     most = max(last - first for first, last in ranges) * unit
     return threads.rooms(len(ranges), (g.depth + g.filters // g.groups) * most, dtype)
+
+
+def _near(g: Geometry) -> Geometry:
+    """The same, without strides beyond the padded input: rows would be as long as they are."""
+    stride = min(g.stride[0], g.padded[0]), min(g.stride[1], g.padded[1])
+    return g if stride == g.stride else replace(g, stride=stride)
 
 
 def _padded_shape(g: Geometry) -> tuple[int, int]:

@@ -11,7 +11,8 @@ What is added up, and in which order, is the same whoever takes a piece: so are 
 number of threads.
 
 Source: C. Polychronopoulos and D. Kuck, "Guided self-scheduling", IEEE Transactions on Computers
-C-36 (12), 1987: pieces become smaller towards the end, so that threads end together.
+C-36 (12), 1987: pieces become smaller towards the end, so that threads end together. Where there
+are many ranges of images, or parts of the positions, these are alike, and there are no blocks.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ OF_POSITIONS = 64
 """Positions that a piece of `forward` has even where fewer would fit: it has less of the depth
 then, and adds to the output several times."""
 OF_ROWS = (384, 768)
-"""Positions of a piece of the weights' gradient, at least and at most: sums are longer then, and
-what is done at their ends less; rows of more would not stay in the L1 cache. Measured."""
-TURNS = 8
+"""Between which a piece of the weights' gradient has its positions, about, where there are as many:
+sums are longer then, and what is done at their ends less; longer rows would not stay in the L1
+cache (`benchmarks/kernels_pieces.py pieces`)."""
+ENOUGH_RANGES = 8
 """Ranges per thread from which on they are not cut into blocks, each of which copies for itself."""
 LEAST_BLOCK = 64
-"""Rows of a block."""
+"""Elements of the depth in a block."""
 MOST_PARTS, OF_GRADIENT = 16, 0.25
 """Of the positions whose weights' gradients are summed up apart, and the part of the output's
 gradient that these may take. Of fewer parts there are more blocks, and each reads it all."""
@@ -95,28 +97,28 @@ def edges(total: int, most: int, unit: int, portion: int = 1) -> Array:
 
 @lru_cache(_REMEMBERED)
 def blocks(
-    groups: int, of_group: int, unit: int, rows: int, ranges: int, num_threads: int
+    groups: int, of_group: int, unit: int, depth: int, ranges: int, num_threads: int
 ) -> Array:
-    """Where blocks of groups' rows begin, and the last one's end.
+    """Where blocks of groups' panels begin, and the last one's end.
 
     Args:
-        groups: whose rows are counted through.
-        of_group: rows of a group.
+        groups: whose panels are counted through.
+        of_group: panels of a group.
         unit: within a group, blocks begin at its multiples only.
-        rows: of LEAST_BLOCK that one of these rows is.
+        depth: elements of the depth in a panel.
         ranges: of positions or images, each with all of the blocks.
         num_threads: with one, there is one block.
 
     Returns:
-        int64, of strictly ascending rows: 0 first.
+        int64, of strictly ascending panels: 0 first.
     """
     total = groups * of_group
-    if num_threads == 1 or ranges >= TURNS * num_threads:
+    if num_threads == 1 or ranges >= ENOUGH_RANGES * num_threads:
         return np.array([0, total], np.int64)
-    least = -(-LEAST_BLOCK // rows)
+    least = -(-LEAST_BLOCK // depth)
     ideal = edges(total, total, least, 2 * num_threads if ranges == 1 else num_threads)
     starts = np.array(
-        [group * of_group + row for group in range(groups) for row in range(0, of_group, unit)]
+        [group * of_group + panel for group in range(groups) for panel in range(0, of_group, unit)]
         + [total]
     )
     return np.unique([starts[np.abs(starts - cut).argmin()] for cut in ideal]).astype(np.int64)
