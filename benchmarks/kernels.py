@@ -1,12 +1,13 @@
 """Convolutions by algorithm: layers, and whole training steps.
 
     python benchmarks/kernels.py layers [--threads 1,2] [--seconds 1.0]
+    python benchmarks/kernels.py summary
     python benchmarks/kernels.py steps [--threads 1,2] [--networks cifar10-full:100,googlenet:4]
     python benchmarks/kernels.py sizes [--threads 1,2] [--seconds 0.5]
     python benchmarks/kernels.py gpu [--images 32]
 
 `layers`: the three convolutions of cifar10-full in batches of 100, and in batches of 16 the twenty
-of GoogLeNet whose kernel is larger than one element, forward and both gradients, in turns.
+of GoogLeNet whose kernel is larger than one element, forward and both gradients, in turns. `summary`: their tables in few rows.
 `steps`: forward, backward and update of a network as PyTorch does it, with the layout that
 `--memory-format auto` chooses, and with the algorithms of `--conv-algorithm auto` too, in turns.
 `sizes`: dense and convolution layers, and networks of one convolution, over sizes of images,

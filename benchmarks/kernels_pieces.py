@@ -97,8 +97,8 @@ def pieces(options: argparse.Namespace) -> None:
     write(
         "kernels_pieces",
         rows,
-        about="GFLOP/s of `pipelined` by what a piece has; `ours`: what Convoy takes, which has all of "
-        f"the depth up to {cutting.deep_of(10**9, 4)} elements here.",
+        about="GFLOP/s of `pipelined` by what a piece has; `ours`: what Convoy takes, which has "
+        f"all of the depth up to {cutting.deep_of(10**9, 4)} elements here.",
     )
 
 
@@ -184,8 +184,8 @@ def lowerings(options: argparse.Namespace) -> None:
     write(
         "kernels_lowering",
         rows,
-        about="Forward and both gradients: `lowering` (a thread's share of the batch at once), the same "
-        "image by image, and how many times as fast as each `pipelined` is.",
+        about="Forward and both gradients: `lowering` (a thread's share of the batch at once), the "
+        "same image by image, and how many times as fast as each `pipelined` is.",
     )
 
 
