@@ -7,7 +7,8 @@
     python benchmarks/kernels.py gpu [--images 32]
 
 `layers`: the three convolutions of cifar10-full in batches of 100, and in batches of 16 the twenty
-of GoogLeNet whose kernel is larger than one element, forward and both gradients, in turns. `summary`: their tables in few rows.
+of GoogLeNet whose kernel is larger than one element, forward and both gradients, in turns.
+`summary`: their tables in few rows.
 `steps`: forward, backward and update of a network as PyTorch does it, with the layout that
 `--memory-format auto` chooses, and with the algorithms of `--conv-algorithm auto` too, in turns.
 `sizes`: dense and convolution layers, and networks of one convolution, over sizes of images,
