@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from convoy.kernels.geometry import Geometry
+from convoy.kernels.gpu import forward as forwards
 from convoy.kernels.gpu.forward import KERNELS, forward
 
 CASES = (
@@ -52,6 +53,9 @@ def main() -> None:
             for tile in tiles:
                 check(geometry, kernel, "float32", tile)
         check(CASES[1], kernel, "float64", tiles[0])
+        if kernel == "blocked":
+            for shipped in forwards.TILES:
+                check(CASES[2], kernel, "float32", shipped)
         sys.stdout.write("all alike\n")
 
 
