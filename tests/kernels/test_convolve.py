@@ -355,7 +355,7 @@ def test_what_does_not_fit_is_said() -> None:
         convolve(inputs, weight, groups=2, algorithm="pipeline")
     with pytest.raises(UsageError, match=r"groups 1\.5: expected an integer"):
         convolve(inputs, weight, groups=1.5)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="the input is of ndarray: expected a dense torch.Tensor"):
+    with pytest.raises(UsageError, match="the input is no dense torch.Tensor: ndarray"):
         convolve(inputs.numpy(), weight)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="groups 0: expected an integer, 1 or more"):
         convolve(inputs, weight, groups=0)

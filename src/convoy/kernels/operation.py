@@ -70,9 +70,8 @@ def convolve(
     for what, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            kind = type(tensor).__name__ if not isinstance(tensor, Tensor) else tensor.layout
-            raise UsageError(f"the {what} is of {kind}: expected a dense torch.Tensor")
+        if getattr(tensor, "layout", None) != torch.strided:
+            raise UsageError(f"the {what} is no dense torch.Tensor: {type(tensor).__name__}")
         is_theirs = chosen <= set(OF_TORCH)
         if tensor.dtype != input.dtype or (tensor.dtype not in DTYPES and not is_theirs):
             beside = "" if tensor is input else f" and the input {input.dtype}"

@@ -7,22 +7,19 @@ pipelined   it is in pieces that fit the L2 cache
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from convoy.kernels.cpu import cutting, direct, lowering, padding, panels, pipelined, threads
+from convoy.kernels.cpu import cutting, direct, lowering, pipelined, threads
 from convoy.kernels.cpu.compiling import Array
 from convoy.kernels.cpu.cutting import up
+from convoy.kernels.cpu.preparing import do_all, packing_of, padded_shape, padding_of
 from convoy.kernels.cpu.tile import LEFT_ROWS, RIGHT_ROWS, ROWS, columns_of
 from convoy.kernels.geometry import Geometry
 from convoy.kernels.passes import DIRECT, PIPELINED
-
-_Job = tuple[int, Callable[[int, int], None]]
-"""How many there are of something, and what does some of it: from, to."""
 
 
 def forward(
@@ -97,9 +94,9 @@ def _pipelined_forward(
     portion = 2 * num_threads if num_threads > 1 else 1
     edges = cutting.edges(g.images * g.positions, span, columns, portion)
     counter, team = np.zeros(1, np.int64), min(num_threads, edges.size - 1)
-    padded, to_pad = _padding(g, inputs)
-    packed, to_pack = _packing(g, weight)
-    _do([to_pad, to_pack], num_threads)
+    padded, to_pad = padding_of(g, inputs)
+    packed, to_pack = packing_of(g, weight)
+    do_all([to_pad, to_pack], num_threads)
     begin = np.zeros((g.groups, packed.shape[1] * ROWS), dtype)
     begin[:, : g.filters // g.groups] = bias.reshape(g.groups, -1)
     memory = threads.rooms(team, deep * up(span, columns) + ROWS * columns, dtype)
@@ -166,9 +163,9 @@ def _pipelined_input_gradient(
     blocks = cutting.channel_blocks(g, edges.size - 1, num_threads)
     counter = np.zeros(1, np.int64)
     team = min(num_threads, (edges.size - 1) * (blocks.size - 1))
-    packed, to_pack = _packing(g, weight, is_turned=True)
-    _do([to_pack], num_threads)
-    padded = np.empty((g.images, g.channels, *_padded_shape(g)), dtype)
+    packed, to_pack = packing_of(g, weight, is_turned=True)
+    do_all([to_pack], num_threads)
+    padded = np.empty((g.images, g.channels, *padded_shape(g)), dtype)
     is_same = padded.shape[2:] == (g.height, g.width) and g.stride[1] == 1
     into = np.empty((0 if is_same else g.images, g.channels, g.height, g.width), dtype)
     memory = threads.rooms(team, (filters + ROWS) * across, dtype)
@@ -240,8 +237,8 @@ def _pipelined_weight_parts(
     counter = np.zeros(1, np.int64)
     team = min(num_threads, (edges.size - 1) * (blocks.size - 1))
     parts = np.zeros((edges.size - 1, g.groups, filters, g.depth), dtype)
-    padded, to_pad = _padding(g, inputs)
-    _do([to_pad], num_threads)
+    padded, to_pad = padding_of(g, inputs)
+    do_all([to_pad], num_threads)
     rows = up(filters, LEFT_ROWS) + RIGHT_ROWS
     memory = threads.rooms(team, rows * pipelined.row_of(span, columns) + columns, dtype)
     threads.by_all(
@@ -281,58 +278,6 @@ def compile_all(dtype: np.dtype[Any], algorithms: Sequence[str]) -> None:
         weight_gradient(tiny, x, made, algorithm, 1)
 
 
-def _padding(g: Geometry, inputs: Array) -> tuple[Array, _Job]:
-    """The input with zeros around it, as `padding.pad` lays it out, and what is to be done for it.
-
-    Beyond its end is a tile's row of zeros: runs are copied in whole rows of tiles.
-    """
-    planes, columns = g.images * g.channels, columns_of(inputs.itemsize)
-    shape = (g.images, g.channels, *_padded_shape(g))
-    size = math.prod(shape)
-    room = threads.aligned(size + columns, inputs.dtype)
-    room[size:] = 0
-    padded = room[:size].reshape(shape)
-    small, large = inputs.reshape(planes, g.height, g.width), padded.reshape(planes, *shape[2:])
-    return padded, (
-        planes,
-        lambda first, last: padding.pad(small, g.window, large, first, last),
-    )
-
-
-def _packing(g: Geometry, weight: Array, *, is_turned: bool = False) -> tuple[Array, _Job]:
-    """Each group's filters as the left side of tiles, and what is to be done for it.
-
-    [groups, panels, depth, ROWS]; turned, panels are of the depth, and what is summed over are
-    filters.
-    """
-    of_group = weight.reshape(g.groups, g.filters // g.groups, g.depth)
-    rows, depth = of_group.shape[1:]
-    if is_turned:
-        rows, depth = depth, rows
-    count = -(-rows // ROWS)
-    packed = threads.aligned(g.groups * count * depth * ROWS, weight.dtype)
-    packed = packed.reshape(g.groups, count, depth, ROWS)
-
-    def some(first: int, last: int) -> None:
-        for group in range(first // count, -(-last // count)):
-            from_, to = max(0, first - group * count), min(count, last - group * count)
-            panels.pack(of_group[group], is_turned, packed[group], from_, to)
-
-    return packed, (g.groups * count, some)
-
-
-def _do(jobs: Sequence[_Job], num_threads: int) -> None:
-    """Jobs that do not need one another, each divided among the threads: all start once only."""
-    parts = [threads.shares(total, num_threads) for total, _ in jobs]
-
-    def own(number: int) -> None:
-        for ranges, (_, work) in zip(parts, jobs, strict=True):
-            if number < len(ranges):
-                work(*ranges[number])
-
-    threads.by_all(own, max(map(len, parts)))
-
-
 def _room_for_all(
     g: Geometry, ranges: list[tuple[int, int]], unit: int, dtype: np.dtype[Any]
 ) -> list[Array]:
@@ -345,7 +290,3 @@ def _near(g: Geometry) -> Geometry:
     """The same, without strides beyond the padded input: rows would be as long as they are."""
     stride = min(g.stride[0], g.padded[0]), min(g.stride[1], g.padded[1])
     return g if stride == g.stride else replace(g, stride=stride)
-
-
-def _padded_shape(g: Geometry) -> tuple[int, int]:
-    return g.padded[0], up(g.padded[1], g.stride[1])

@@ -38,12 +38,12 @@ from convoy.kernels.cpu.tile import (
     LEFT_ROWS,
     RIGHT_ROWS,
     ROWS,
+    add_run,
+    copy_run,
     multiply_rows,
     multiply_tile,
 )
 from convoy.kernels.geometry import Window
-
-_u = np.uint64  # indices without a sign: see pieces.py
 
 
 @compiled
@@ -119,16 +119,11 @@ def forward(
                                 out, to, of_image,
                             )  # fmt: skip
                             continue
-                        if adds:
-                            multiply_tile(
-                                weights, left, memory, right, steps, nothing, 0, False,
-                                beside, 0, columns,
-                            )  # fmt: skip
-                        else:
-                            multiply_tile(
-                                weights, left, memory, right, steps, begin, which * ROWS, False,
-                                beside, 0, columns,
-                            )  # fmt: skip
+                        own, own_at = (nothing, 0) if adds else (begin, which * ROWS)
+                        multiply_tile(
+                            weights, left, memory, right, steps, own, own_at, False,
+                            beside, 0, columns,
+                        )  # fmt: skip
                         done = 0
                         while done < run:  # positions of several images
                             part = min(of_image - at, run - done)
@@ -152,13 +147,11 @@ def _move(
 ) -> None:
     """Write a part of a tile that was made beside the output, or add it to what is there."""
     for row in range(rows):
-        s, d = _u(row * columns + first), _u(to + row * of_image)
+        from_, into = row * columns + first, to + row * of_image
         if adds:
-            for x in range(_u(run)):
-                out[d + x] += tile[s + x]
+            add_run(tile, from_, out, into, run)
         else:
-            for x in range(_u(run)):
-                out[d + x] = tile[s + x]
+            copy_run(tile, from_, out, into, run)
 
 
 @compiled
